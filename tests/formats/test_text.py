@@ -1,0 +1,66 @@
+"""Prose: known names, UTF-8, no hidden characters; the model card's head is read by a reader of our own."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from steelyard.errors import Malformed
+from steelyard.formats.base import BytesSource
+from steelyard.formats.text import FORMAT, MAX_BYTES, front_matter
+
+
+@pytest.mark.parametrize(
+    "name", ["README.md", "LICENSE", "LICENCE.txt", "NOTICE", "USE_POLICY.md", "COPYING"]
+)
+def test_prose_is_claimed_by_name(name):
+    assert FORMAT.sniff(b"words", name)
+
+
+@pytest.mark.parametrize("name", ["weights", "merges.txt", "a.exe", "README.exe"])
+def test_other_names_are_not(name):
+    assert not FORMAT.sniff(b"words", name)
+
+
+def test_bytes_that_are_no_text_are_not_claimed():
+    assert not FORMAT.sniff(b"PK\x03\x04", "README.md")
+    assert not FORMAT.sniff(b"a\0b", "README.md")
+
+
+@pytest.mark.parametrize("char", ["\x1b", "\x08", "\u202e", "\U000e0041", "\x7f"])
+def test_hidden_character_is_refused_at_its_offset(char):
+    (finding,) = FORMAT.read(BytesSource(f"é{char}".encode()), "README.md").findings
+    assert (finding.rule, finding.offset) == ("text/control", 2)
+
+
+def test_text_of_nothing_but_control_characters_is_read_quickly():
+    assert len(FORMAT.read(BytesSource(b"\x01" * MAX_BYTES), "README.md").findings) == 10
+
+
+def test_size_at_the_limit_and_one_past_it():
+    assert FORMAT.read(BytesSource(b"a" * MAX_BYTES), "README.md").findings == ()
+    with pytest.raises(Malformed, match="at most"):
+        FORMAT.read(BytesSource(b"a" * (MAX_BYTES + 1)), "README.md")
+
+
+def test_wrong_encoding_is_malformed_at_its_offset():
+    with pytest.raises(Malformed) as caught:
+        FORMAT.read(BytesSource(b"ab\xff"), "README.md")
+    assert (caught.value.rule, caught.value.offset) == ("text/encoding", 2)
+
+
+def test_front_matter_reads_pairs_and_lists_and_leaves_out_the_rest():
+    card = "---\nlicense: apache-2.0\nquoted: 'a b'\ndatasets:\n- one\n- two\n"
+    card += "model-index:\n  - deep: {x: [\n---\nbody: no\n"
+    assert front_matter(card) == {
+        "license": "apache-2.0", "quoted": "a b", "datasets": ["one", "two"], "model-index": ["deep: {x: ["],
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("card", ["license: mit\n", "---\nlicense: mit\n", "", "--\nlicense: mit\n---\n"])
+def test_text_without_a_closed_head_has_no_front_matter(card):
+    assert front_matter(card) == {}
+
+
+@given(st.text())
+def test_front_matter_reads_any_text(text):
+    assert isinstance(front_matter("---\n" + text), dict)
