@@ -1,0 +1,1 @@
+"""The command line: parse, call one function, print. stdout is data, stderr is talk."""
