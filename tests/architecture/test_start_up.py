@@ -38,18 +38,5 @@ def test_help_loads_nothing_heavy():
 def test_spine_loads_neither_numpy_nor_an_extra():
     nouns = ["errors", "digest", "model", "evidence", "policy", "ledger"]
     spine = [*nouns, "store", "tiles", "keys", "plugins", "config", "manifest"]
-        "errors",
-        "digest",
-        "model",
-        "evidence",
-        "policy",
-        "ledger",
-        "store",
-        "tiles",
-        "keys",
-        "plugins",
-        "config",
-        "manifest",
-    ]
     loaded = modules_after("\n".join(f"import steelyard.{name}" for name in spine))
     assert loaded.isdisjoint(set(HEAVY) - {"cryptography", "sqlite3"})

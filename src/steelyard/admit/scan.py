@@ -12,7 +12,7 @@ from steelyard.digest import JSON, Digest, canonical_json, sha256
 from steelyard.errors import Malformed, Unavailable
 from steelyard.formats.base import Finding, Report, Rule, Severity
 from steelyard.formats.registry import Registry
-from steelyard.manifest import leaves_of, manifest_of
+from steelyard.manifest import identities_of, manifest_of
 from steelyard.model import File, Model
 
 CHANGED = "tree/changed-while-reading"
@@ -95,7 +95,7 @@ def scan(
     """
     rules = {**registry.rules(), **TREE_RULES}
     try:
-        before = {leaf.path: _identity(_path(root, leaf.path)) for leaf in leaves_of(root)}
+        before = identities_of(root)
         model = manifest_of(root, progress=progress)
     except Malformed as error:
         return Scan(root, None, (), (Finding(error.rule, error.message, error.offset),), rules)
@@ -105,22 +105,13 @@ def scan(
     # The parsers must have seen the bytes that were hashed.
     changed = tuple(
         Finding(CHANGED, f"{path}: changed while it was examined")
-        for path, identity in before.items()
-        if _identity(_path(root, path)) != identity
+        for path, _ in sorted(before.items() ^ identities_of(root).items())
     )
     return Scan(root, Model(name or model.name, model.files), files, changed, rules)
 
 
 def _path(root: Path, relative: str) -> Path:
     return root if relative == "." else root / relative
-
-
-def _identity(path: Path) -> tuple[int, int, int, int]:
-    try:
-        status = os.stat(path)
-    except OSError as error:
-        raise Unavailable(f"{path}: {error.strerror}") from error
-    return (status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
 
 
 def _read(root: Path, file: File, registry: Registry) -> Report:

@@ -9,7 +9,7 @@ from steelyard.cli.admission import examine_path, sign_and_decide
 from steelyard.cli.installation import Installation, clock, subject_of
 from steelyard.cli.talk import Talk
 from steelyard.errors import Refused, Untrusted
-from steelyard.manifest import manifest_of
+from steelyard.manifest import identities_of, manifest_of
 from steelyard.model import Model
 from steelyard.policy import LINEAGE, Decision
 
@@ -30,12 +30,16 @@ def convert_model(
         raise Refused(
             f"{source.name} is not allowed by policy {policy.name!r}, so it is not converted", rules
         )
-    folder = _verified_folder(home, source, talk)
+    folder = Path(home.store.source(source.digest))
+    before = identities_of(folder)
+    _check_weight(folder, source, talk)
     name = name or f"{source.name}-gguf"
     with tempfile.TemporaryDirectory(dir=_workshop(home)) as workshop:
         target = Path(workshop) / GGUF_NAME
         with talk.bar(f"converting {source.name}", source.size) as bar:
             conversion = convert(folder, target, outtype=outtype, progress=bar.advance)
+        if identities_of(folder) != before:
+            raise Untrusted(f"{folder} changed while it was converted; nothing was kept")
         model, decision = _keep(home, source, conversion, target, name, talk)
         if quantisation:
             smaller = Path(workshop) / f"{quantisation}.gguf"
@@ -44,15 +48,13 @@ def convert_model(
     return model, decision
 
 
-def _verified_folder(home: Installation, source: Model, talk: Talk) -> Path:
-    folder = Path(home.store.source(source.digest))
+def _check_weight(folder: Path, source: Model, talk: Talk) -> None:
     with talk.bar(f"weighing {source.name}", source.size) as bar:
         found = manifest_of(folder, progress=bar.advance)
     if found.digest != source.digest:
         raise Untrusted(
             f"{folder}: now weighs {found.digest}, {source.digest} was admitted; run: steelyard admit {folder}"
         )
-    return folder
 
 
 def _keep(

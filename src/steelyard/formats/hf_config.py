@@ -25,6 +25,7 @@ from steelyard.formats.jsonfile import (
     load,
     looks_like_json,
 )
+from steelyard.model import IGNORED_ROOT_NAMES
 
 MAX_SHARDS = 4096
 MAX_TOKEN_ID = 1 << 24
@@ -72,8 +73,13 @@ Facts = dict[str, JSON]
 
 
 def is_inside(path: str) -> bool:
-    """Whether a path from a file stays below its folder: relative, no '..', no drive, no URL, no backslash."""
-    return _SHARD_NAME.fullmatch(path) is not None and not {".", ".."} & set(path.split("/"))
+    """Whether a path from a file stays below its folder: relative, no '..', no drive, no URL, no backslash.
+
+    Git's own files are no part of a model, hence not scanned, so a path into them is outside too.
+    """
+    parts = path.split("/")
+    is_weighed = parts[0].lower() not in IGNORED_ROOT_NAMES
+    return _SHARD_NAME.fullmatch(path) is not None and not {".", ".."} & set(parts) and is_weighed
 
 
 def _read_index(value: Mapping[str, JSON], facts: Facts) -> Iterator[Finding]:
