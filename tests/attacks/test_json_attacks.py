@@ -130,7 +130,7 @@ def test_message_names_the_other_repository():
 
 
 PATHS = [
-    ".git/x.safetensors", ".GitHub/x.safetensors", 
+    ".git/x.safetensors", ".GitHub/x.safetensors",
     "../../../../etc/passwd", "/etc/passwd", "a/../../b", "..", ".", "", "sub//model", "C:\\windows\\x", "c:evil",
     "a\\..\\b", "https://example.org/x", "file:///etc/passwd", "a\0b", "a\nb", "./x", "x/.",
 ]  # fmt: skip
