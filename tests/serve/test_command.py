@@ -74,6 +74,12 @@ def test_no_auth_lets_local_callers_in(tmp_path):
         assert ask(ready["url"], "GET", "/v1/models", headers={"Origin": "http://x"})[0] == 403
 
 
+def test_port_out_of_range_is_wrong_usage(tmp_path):
+    code, talk = refused(tmp_path, "--port", "99999")
+    assert code == 2
+    assert "port 99999 is not between 0 and 65535" in talk
+
+
 def test_port_taken_is_said_with_exit_3(tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]

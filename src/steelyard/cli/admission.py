@@ -73,7 +73,8 @@ def scan_text(found: Scan, talk: Talk) -> str:
     for path, finding in findings[:SHOWN]:
         detail = found.finding_json(path, finding)
         severity = found.severity(finding)
-        place = path + (f" [{finding.member}]" if finding.member else "")
+        place = found.root.name if path == "." else path
+        place += f" [{finding.member}]" if finding.member else ""
         place += f" at byte {finding.offset}" if finding.offset is not None else ""
         lines += [
             f"{talk.paint(severity.value, _STYLE[severity])}  {finding.rule}  {place}",

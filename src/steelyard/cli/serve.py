@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from steelyard.engines.base import Engine
     from steelyard.policy import Decision
 
+MAX_PORT = 65535
 SLOTS = 4  # requests that one embedded engine answers at once; each holds a context of its own
 HELP = (
     "Answer OpenAI clients on loopback, from models that policy allows, and enter each answer in the ledger."
@@ -47,10 +48,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, talk: Talk) -> int:
     from steelyard.cli.installation import Installation
+    from steelyard.errors import WrongUsage
 
     home = Installation.open(args.home)
     host = args.host or home.config.host
     port = home.config.port if args.port is None else args.port
+    if not 0 <= port <= MAX_PORT:
+        raise WrongUsage(f"port {port} is not between 0 and {MAX_PORT}")
     _check_exposure(home, host, args)
     logging.basicConfig(
         level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr
