@@ -165,6 +165,18 @@ def test_broken_envelope_is_malformed(change, rule):
     assert caught.value.rule == rule
 
 
+def test_repeated_key_is_malformed():
+    # Two parsers would read two statements out of one signed payload.
+    payload = STATEMENT.to_bytes().replace(b'"verdict":"admit"', b'"verdict":"reject","verdict":"admit"')
+    envelope = {
+        "payload": base64.b64encode(payload).decode(),
+        "payloadType": PAYLOAD_TYPE,
+        "signatures": [{"keyid": "", "sig": ""}],
+    }
+    with pytest.raises(Malformed, match="repeats a key"):
+        Evidence.parse(json.dumps(envelope).encode())
+
+
 @given(st.binary(max_size=200))
 def test_random_bytes_are_malformed(data):
     with pytest.raises(Malformed):

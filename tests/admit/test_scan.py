@@ -10,6 +10,8 @@ from steelyard.admit.rules import all_rules, registry
 from steelyard.admit.scan import Verdict, scan
 from steelyard.cli.main import main
 from steelyard.errors import WrongUsage
+from steelyard.formats.base import Report
+from steelyard.formats.registry import Registry
 
 NOW = datetime(2026, 11, 22, 12, 0, tzinfo=UTC)
 TEMPLATE = "{% for m in messages %}{{ '<|' + m['role'] + '|>' + m['content'] }}{% endfor %}"
@@ -141,3 +143,33 @@ def test_each_examiner_states_its_predicate(tmp_path):
 
 def test_every_rule_says_what_it_stops_and_how_to_mend():
     assert [name for name, rule in all_rules().items() if len(rule.attack) < 15 or len(rule.mend) < 8] == []
+
+
+class Swapper:
+    """A format that rewrites the file while it is examined, as an attacker with write access would."""
+
+    name = "swapper"
+    rules = {}
+
+    def __init__(self, path):
+        self.path = path
+
+    def sniff(self, head, path):
+        return True
+
+    def read(self, source, path):
+        self.path.write_bytes(b"what is loaded")
+        return Report(self.name)
+
+
+def test_file_swapped_between_hash_and_examination_is_refused(tmp_path):
+    (tmp_path / "weights").write_bytes(b"what is hashed")
+    found = scan(tmp_path, Registry((Swapper(tmp_path / "weights"),)))
+    assert found.verdict is Verdict.REJECT
+    assert [finding.rule for finding in found.tree] == ["tree/changed-while-reading"]
+
+
+def test_file_added_while_the_tree_is_examined_is_refused(tmp_path):
+    (tmp_path / "weights").write_bytes(b"what is hashed")
+    found = scan(tmp_path, Registry((Swapper(tmp_path / "added"),)))
+    assert found.verdict is Verdict.REJECT

@@ -105,7 +105,7 @@ def scan(
     # The parsers must have seen the bytes that were hashed.
     changed = tuple(
         Finding(CHANGED, f"{path}: changed while it was examined")
-        for path, _ in sorted(before.items() ^ identities_of(root).items())
+        for path in sorted({path for path, _ in before.items() ^ identities_of(root).items()})
     )
     return Scan(root, Model(name or model.name, model.files), files, changed, rules)
 
