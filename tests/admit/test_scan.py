@@ -149,10 +149,10 @@ class Swapper:
     """A format that rewrites the file while it is examined, as an attacker with write access would."""
 
     name = "swapper"
-    rules = {}
 
     def __init__(self, path):
         self.path = path
+        self.rules = {}
 
     def sniff(self, head, path):
         return True
