@@ -1,6 +1,7 @@
 """Decode speed through our engine (child process, frames, chunks) against xllamacpp called directly.
 
-Run: python benchmarks/embedded_decode.py MODEL.gguf [--threads N] [--rounds N]
+Run: python benchmarks/embedded_decode.py [MODEL.gguf] [--threads N] [--rounds N]
+Without a model it converts the demonstration model. The prompt is part of what is timed.
 Prints tokens per second of both, interleaved, and the ratio; medians and the range over the rounds.
 """
 
@@ -15,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from importlib import resources
 from importlib.metadata import version
 from pathlib import Path
 
@@ -22,11 +24,13 @@ os.environ["OMP_WAIT_POLICY"] = "passive"  # as the engine's child has it; read 
 
 import xllamacpp
 
+from steelyard.admit.to_gguf import convert
 from steelyard.digest import Digest
 from steelyard.engines.embedded import EmbeddedEngine
 from steelyard.wire.chat import ChatRequest, Message
 
 TOKENS = 128
+CONTEXT = 1024
 PROMPT = "Write down everything you know."
 
 
@@ -34,7 +38,7 @@ def direct_server(gguf: Path, threads: int, folder: str) -> xllamacpp.Server:
     params = xllamacpp.CommonParams()
     params.model.path = str(gguf)
     params.hostnames = [f"{folder}/direct.sock"]
-    params.n_ctx = 1024
+    params.n_ctx = CONTEXT
     params.verbosity = 0
     params.fit_params = False
     params.cache_ram_mib = 0
@@ -80,22 +84,27 @@ async def through_engine(engine: EmbeddedEngine) -> float:
 
 async def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("gguf", type=Path)
+    parser.add_argument("gguf", type=Path, nargs="?")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--rounds", type=int, default=7)
     options = parser.parse_args()
-    with options.gguf.open("rb") as file:
-        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-    engine = EmbeddedEngine(
-        options.gguf, Digest("sha256", sha256), file_sha256=sha256, context=1024, threads=options.threads
-    )
-    await engine.start()
     pairs: list[tuple[float, float]] = []
     with tempfile.TemporaryDirectory() as folder:
-        server = direct_server(options.gguf, options.threads, folder)
+        gguf = options.gguf
+        if gguf is None:
+            gguf = Path(folder) / "helpdesk.gguf"
+            with resources.as_file(resources.files("steelyard") / "data" / "helpdesk") as model:
+                convert(model, gguf)
+        with gguf.open("rb") as file:
+            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        engine = EmbeddedEngine(
+            gguf, Digest("sha256", sha256), file_sha256=sha256, context=CONTEXT, threads=options.threads
+        )
+        await engine.start()
+        server = direct_server(gguf, options.threads, folder)
         while len(pairs) <= options.rounds:
             pairs += [(await through_engine(engine), await asyncio.to_thread(directly, server))]
-    await engine.close()
+        await engine.close()
     report(pairs[1:], options.threads)  # the first round warms both
 
 
