@@ -1,6 +1,7 @@
 """The store on disk: kills, full disks, other processes, damaged files and a damaged index."""
 
 import errno
+import gc
 import os
 import signal
 import sqlite3
@@ -379,6 +380,7 @@ def test_files_and_folders_are_for_their_owner_alone(tmp_path: Path) -> None:
         life(tmp_path / "home", Disk(), lambda _: None)
     finally:
         os.umask(old)
+    gc.collect()  # closes what `life` left open, so that SQLite removes its files now and not while we look
     for path in (tmp_path / "home", *(tmp_path / "home").rglob("*")):
         assert path.stat().st_mode & 0o077 == 0, path
 
