@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
 
@@ -29,12 +29,12 @@ from steelyard.admit.to_gguf_tokenizer import (
 )
 from steelyard.digest import JSON
 from steelyard.errors import Refused, Unavailable, WrongUsage
+from steelyard.evidence import timestamp
 from steelyard.formats.gguf import header_of
 from steelyard.model import Model
 
 KINDS = ("q8_0", "q4_k_m")
 MAX_CONFIG_BYTES = 1 << 20
-LINEAGE_TYPE = "urn:steelyard:lineage:v1"
 
 _FILE_TYPES = {
     "F32": LlamaFileType.ALL_F32,
@@ -140,7 +140,7 @@ def _quantised_in_child(source: Path, target: Path, kind: str) -> dict[str, int]
 def lineage_predicate(conversion: Conversion, source: Model, now: datetime) -> dict[str, JSON]:
     """The body of a lineage statement about the converted file: which model it was made from, and how."""
     return {
-        "issued_at": now.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "issued_at": timestamp(now),
         "operation": conversion.operation,
         "source": {"name": source.name, "digest": {"sha256": source.digest.hex}},
         "parameters": dict(conversion.parameters),
