@@ -1,6 +1,6 @@
 """What every format parser shares: the byte source it reads, and the report it returns."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Protocol
@@ -39,12 +39,43 @@ class Finding:
 
 
 @dataclass(frozen=True, slots=True)
+class Reference:
+    """Another file of the same tree that this one makes its loader open.
+
+    path: as written in the file, relative to that file's folder.  end: bytes the named file must at least hold,
+    absent when any size will do.
+    """
+
+    path: str
+    end: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Child:
+    """A file inside a file, which the registry hands to the one format that claims it.
+
+    name: its path in the container.  size: bytes it unpacks to, counted against the budget before it is opened.
+    open: gives its bytes; raises Malformed.  Opened one at a time, and not before the parent's report is complete.
+    """
+
+    name: str
+    size: int
+    open: "Callable[[], ByteSource]"
+
+
+@dataclass(frozen=True, slots=True)
 class Report:
-    """What one parser says about one file. No findings above `note` means understood and clean."""
+    """What one parser says about one file. No findings above `note` means understood and clean.
+
+    children: files inside this one that nobody has read yet; the registry reads them and leaves none.
+    references: files beside this one, which the scan of the tree looks for.
+    """
 
     format: str
     facts: Mapping[str, JSON] = field(default_factory=dict)
     findings: tuple[Finding, ...] = ()
+    children: "Callable[[], Iterator[Child]] | None" = None
+    references: tuple[Reference, ...] = ()
 
 
 class ByteSource(Protocol):
