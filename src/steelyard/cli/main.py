@@ -22,6 +22,7 @@ COMMANDS = {
     "model": "ls, show, convert, alias",
     "evidence": "show, verify, export, revoke",
     "policy": "check, explain",
+    "signature": "sign, verify OpenSSF model signatures",
     "ledger": "verify, show, prove",
     "key": "new, show",
 }
@@ -146,6 +147,10 @@ def module_of(name: str) -> ModuleType:
             from steelyard.cli import ledger
 
             module = ledger
+        case "signature":
+            from steelyard.cli import signature
+
+            module = signature
         case _:
             from steelyard.cli import key
 
