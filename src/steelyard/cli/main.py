@@ -23,6 +23,7 @@ COMMANDS = {
     "evidence": "show, verify, export, revoke",
     "policy": "check, explain",
     "signature": "sign, verify OpenSSF model signatures",
+    "bom": "a model's bill of materials: CycloneDX, SPDX",
     "ledger": "verify, show, prove",
     "key": "new, show",
 }
@@ -147,6 +148,10 @@ def module_of(name: str) -> ModuleType:
             from steelyard.cli import ledger
 
             module = ledger
+        case "bom":
+            from steelyard.cli import bom
+
+            module = bom
         case "signature":
             from steelyard.cli import signature
 
