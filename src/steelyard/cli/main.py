@@ -24,13 +24,15 @@ COMMANDS = {
     "policy": "check, explain",
     "signature": "sign, verify OpenSSF model signatures",
     "bom": "a model's bill of materials: CycloneDX, SPDX",
+    "advisories": "add, check, show: known vulnerabilities from an OSV dump",
+    "environment": "check what is installed here against what its packages recorded",
     "ledger": "verify, show, prove",
     "key": "new, show",
 }
 _EPILOG = "\n".join(
     [
         "commands:",
-        *(f"  {name:<10} {text}" for name, text in COMMANDS.items()),
+        *(f"  {name:<11} {text}" for name, text in COMMANDS.items()),
         "",
         "steelyard COMMAND --help explains one. Exit codes: 0 yes, 1 a decided no, 2 wrong usage, 3 could not decide.",
     ]
@@ -112,52 +114,41 @@ def _report(error: SteelyardError, talk: Talk) -> None:
 
 
 def module_of(name: str) -> ModuleType:
-    """The module of one command, imported alone."""
-    # One import a command: `--help` and `--version` load none of them.
+    """The module of one command, imported alone: `--help` and `--version` load none of them."""
     module: ModuleType
     match name:
         case "scan":
-            from steelyard.cli import scan
-
-            module = scan
+            from steelyard.cli import scan as module
         case "admit":
-            from steelyard.cli import admit
-
-            module = admit
+            from steelyard.cli import admit as module
         case "serve":
-            from steelyard.cli import serve
-
-            module = serve
+            from steelyard.cli import serve as module
         case "demo":
-            from steelyard.cli import demo
-
-            module = demo
-        case "model":
-            from steelyard.cli import model
-
-            module = model
-        case "evidence":
-            from steelyard.cli import evidence
-
-            module = evidence
-        case "policy":
-            from steelyard.cli import policy
-
-            module = policy
-        case "ledger":
-            from steelyard.cli import ledger
-
-            module = ledger
-        case "bom":
-            from steelyard.cli import bom
-
-            module = bom
-        case "signature":
-            from steelyard.cli import signature
-
-            module = signature
+            from steelyard.cli import demo as module
         case _:
-            from steelyard.cli import key
+            module = _noun(name)
+    return module
 
-            module = key
+
+def _noun(name: str) -> ModuleType:
+    module: ModuleType
+    match name:
+        case "model":
+            from steelyard.cli import model as module
+        case "evidence":
+            from steelyard.cli import evidence as module
+        case "policy":
+            from steelyard.cli import policy as module
+        case "ledger":
+            from steelyard.cli import ledger as module
+        case "signature":
+            from steelyard.cli import signature as module
+        case "bom":
+            from steelyard.cli import bom as module
+        case "advisories":
+            from steelyard.cli import advisories as module
+        case "environment":
+            from steelyard.cli import environment as module
+        case _:
+            from steelyard.cli import key as module
     return module
