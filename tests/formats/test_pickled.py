@@ -289,8 +289,3 @@ def test_large_payloads_are_skipped_not_read():
     source = Sparse()
     assert run(source).findings == []
     assert source.most < 2 << 20
-
-
-def test_a_legacy_torch_file_says_so():
-    data = pickle.dumps(0x1950A86A20F9469CFC6C, 2) + pickle.dumps(1001, 2)
-    assert rules_of(data) == ["torch/legacy"]

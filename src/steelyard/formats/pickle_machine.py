@@ -16,35 +16,53 @@ import contextlib
 import gc
 import re
 import struct
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from steelyard.formats.base import ByteSource, BytesSource, Finding
+from steelyard.formats.pickle_echo import Echo, learn
+from steelyard.formats.pickle_husks import KEPT_BYTES_BUDGET, Husks, TooMany, shrink
+from steelyard.formats.pickle_nested import TEXT_BEGINS, may_be_pickle, pickles_in_text
 from steelyard.formats.pickle_values import (
     FLOAT,
     LEAVES,
     LONG,
+    QUIET,
     SCALARS,
     TEXT,
     UNSET,
     Blob,
+    Carrier,
     DictNode,
     Global,
+    Inline,
     ListNode,
     Misfit,
     Node,
+    Spec,
+    Token,
     Unset,
     Value,
     node_of,
     render,
     render_call,
 )
-from steelyard.formats.pickled_globals import ALLOWED, MAX_KEY_WEIGHT, TENSORS, items_of
+from steelyard.formats.pickled_globals import MAX_KEY_WEIGHT, TENSORS, items_of, listed
 
-MAX_OPCODES = 32_000_000
-MAX_MEMO = 4_000_000
-MAX_STACK = 2_000_000
-MAX_CONTAINERS = 2_000_000
+MAX_OPCODES = 64_000_000
+MAX_MEMO = 8_000_000
+MAX_STACK = 500_000
+MAX_MARKS = 10_000
+MAX_DISCARDED = 200_000  # POP, POP_MARK and DUP: honest picklers write one for each tuple that holds itself
+SHRINK_EVERY = 1 << 20  # bytes of the file
+SHRINK_STACK = 100_000  # stack entries, then twice as many each time
+MAX_ATOMS = 1000  # memo entries for numbers, None, True and False, in one stretch
+DULL_SAMPLE = 1 << 13
+DULL_RATIO = 100
+MAX_DULL_BYTES = 4 << 20  # of windows whose beginning deflates by more than DULL_RATIO
+FIRST_LESSON = 64  # containers followed before a shape is learned; after a miss twice as many
+LAST_LESSON = FIRST_LESSON << 12
 MAX_GAP = 1024  # memo numbers a PUT may skip
 MAX_DEPTH = 256
 SMALL_TUPLE = 16  # longer tuples of scalars are counted item by item
@@ -54,21 +72,29 @@ MAX_INTEGER_BYTES = 4096
 MAX_INTEGER_DIGITS = 4300
 MAX_NESTED = 3  # pickles inside bytes inside pickles
 MAX_NESTED_TEXT = 1 << 20
+MAX_INNER_BYTES = 1 << 28  # of all the pickles found inside one
 MAX_FINDINGS = 64
 UNFOLDING = 64  # nodes a value may unfold to, for each opcode read
 UNFOLDING_FLOOR = 1_000_000
-KEPT_TEXT = 256  # longer text is no name and is left in the file
+KEPT_TEXT = 128  # longer text is no name and is left in the file
 KEPT_BYTES = 64
-KEPT_MEMO_TEXTS = 500_000
-WINDOW = 1 << 20
+SHORT_TEXT = 27  # shorter than any encoded pickle that calls something
+WINDOW = 1 << 18
 SLACK = 1 << 16  # a window ends this early, so that any short argument lies inside it
 PADDING = bytes(16)
 
-MAPPINGS = frozenset({"dict", "OrderedDict", "Counter", "defaultdict", "unknown"})
+MAPPINGS = frozenset({"dict", "OrderedDict", "Counter", "defaultdict", "mapping", "unknown"})
+COMPUTED = frozenset({"unknown", "computed"})
 SEQUENCES = frozenset({"list", "deque", "unknown"})
-UNHASHABLE = frozenset({"list", "dict", "set", "OrderedDict", "Counter", "defaultdict", "deque", "ndarray"})
+UNHASHABLE = frozenset(
+    {"list", "dict", "set", "OrderedDict", "Counter", "defaultdict", "deque", "ndarray", "mapping"}
+)
 LEGACY_MODULES: Mapping[str, str] = {"__builtin__": "builtins", "copy_reg": "copyreg"}
-LEGACY_NAMES: Mapping[tuple[str, str], tuple[str, str]] = {("__builtin__", "xrange"): ("builtins", "range")}
+LEGACY_NAMES: Mapping[tuple[str, str], tuple[str, str]] = {
+    ("__builtin__", "xrange"): ("builtins", "range"),
+    ("__builtin__", "long"): ("builtins", "int"),
+    ("__builtin__", "unicode"): ("builtins", "str"),
+}
 CANONICAL_INTEGER = re.compile(rb"0|-?[1-9][0-9]*")
 CANONICAL_FLOAT = re.compile(rb"-?([0-9]+(\.[0-9]*)?(e[+-]?[0-9]+)?|inf|nan)")
 CANONICAL_INDEX = re.compile(rb"0|[1-9][0-9]{0,9}")
@@ -89,10 +115,17 @@ OPCODES: Mapping[int, str] = {
     0x94: "MEMOIZE", 0x95: "FRAME", 0x96: "BYTEARRAY8", 0x97: "NEXT_BUFFER", 0x98: "READONLY_BUFFER",
 }  # fmt: skip
 
+ATOMS = frozenset({int, bool, type(None)})
 _UINT4 = struct.Struct("<I").unpack_from
 _INT4 = struct.Struct("<i").unpack_from
+# What ends our reading, not the loader's.
+ENDLESS = frozenset({"pickle/limit", "pickle/nesting", "pickle/bomb"})
 _READS_MEMO = frozenset({0x67, 0x68, 0x6A})
 _NEEDS_MARK = frozenset({0x31, 0x64, 0x65, 0x69, 0x6C, 0x6F, 0x74, 0x75, 0x90, 0x91})
+
+
+class Enough(Exception):
+    """So much was found that reading on tells nobody more."""
 
 
 class Broken(Exception):
@@ -121,7 +154,7 @@ class Slice:
 
 @dataclass(slots=True)
 class Outcome:
-    """What one stream did. `end`: offset after STOP, absent when STOP was never reached."""
+    """What one stream did. `end`: offset after STOP, absent when STOP was never reached. `result`: what STOP gave."""
 
     findings: list[Finding] = field(default_factory=list)
     protocol: int = 0
@@ -129,15 +162,30 @@ class Outcome:
     globals: set[str] = field(default_factory=set)
     tensors: dict[str, int] = field(default_factory=dict)
     end: int | None = None
+    result: Value = None
 
 
-Storages = Callable[[Value], Node]
+def _numbered(found: re.Match[bytes], start: int) -> bool:
+    """Whether the memo numbers of a matched run count up from `start`."""
+    numbers = found.groups()
+    return b"".join(numbers) == struct.pack(f"<{len(numbers)}I", *range(start, start + len(numbers)))
+
+
+def _may_be_text(value: Value) -> bool:
+    """False for what makes every loader stop where a name is needed."""
+    return isinstance(value, str | Token | Blob) or (isinstance(value, Node) and value.kind in COMPUTED)
+
+
+Storages = Callable[[Value], Value]
+Names = Callable[[str, str], Spec | None]
 
 
 def run(
     source: ByteSource,
     *,
     storages: Storages | None = None,
+    names: Names | None = None,
+    dicts: type[DictNode] = DictNode,
     window: int = WINDOW,
     slack: int = SLACK,
     nested: int = 0,
@@ -145,18 +193,22 @@ def run(
     """Follow the pickle at the start of `source` to its STOP.
 
     storages: turns a persistent id (a tuple symbol) into a storage symbol or raises Misfit; absent outside a
-    torch archive, where every persistent id is a finding. window and slack: bytes read at a time, and ahead
-    (at least 512). nested: pickles around this one.
+    torch archive, where every persistent id is a finding. names: asked first for each imported (module, name); None
+    falls back to the allow-list. dicts: the symbol of a plain dict, for whoever wants all items kept. window and
+    slack: bytes read at a time, and ahead (at least 512). nested: pickles around this one.
     Never raises on any input; the outcome of a broken stream has a finding and no `end`.
     """
-    machine = _Machine(source, storages, window, slack, nested)
+    machine = _Machine(source, storages, window, slack, nested, names, dicts)
     # The symbols form no cycles (`pickle/cycle` refuses them), and collecting would cost a third of the run.
     collecting = gc.isenabled()
     gc.disable()
     try:
         machine.follow()
     except Broken as broken:
-        machine.find(broken.rule, broken.message, broken.offset)
+        with contextlib.suppress(Enough):  # the last finding that fits
+            machine.find(broken.rule, broken.message, broken.offset)
+    except Enough:
+        pass
     finally:
         machine.let_go()
         if collecting:
@@ -166,7 +218,14 @@ def run(
 
 class _Machine:
     def __init__(
-        self, source: ByteSource, storages: Storages | None, window: int, slack: int, nested: int
+        self,
+        source: ByteSource,
+        storages: Storages | None,
+        window: int,
+        slack: int,
+        nested: int,
+        names: Names | None,
+        dicts: type[DictNode],
     ) -> None:
         self.outcome = Outcome()
         self._source = source
@@ -175,10 +234,20 @@ class _Machine:
         self._window = window
         self._slack = slack
         self._nested = nested
+        self._names = names
+        self._dicts = dicts
         self._stack: list[Value] = []
-        self._meta: list[list[Value]] = []
+        self._meta: list[
+            tuple[list[Value], int, int, int]
+        ] = []  # what lay below each MARK, nodes so far, depth there
         self._memo: list[Value] = []
-        self._compacted = KEPT_MEMO_TEXTS
+        self._compacted = 0
+        self._husks = Husks()
+        self._standing = 0
+        self._next_shrink = SHRINK_EVERY
+        self._dull_windows = 0
+        self._discarded = 0
+        self._inner_bytes = 0
         self._data = b""
         self._base = 0
         self._hard = 0
@@ -186,7 +255,8 @@ class _Machine:
         self._gapped = False
         self._said: set[str] = set()
         self._frame_end: int | None = None
-        self._containers = 0
+        self._extra = 0  # nodes added by fetching the same object again
+        self._deep = 0
         self._at = 0
         self._rare: dict[int, Callable[[int], int]] = {
             0x30: self._pop, 0x31: self._pop_mark, 0x32: self._dup, 0x46: self._float, 0x49: self._int,
@@ -210,8 +280,9 @@ class _Machine:
     # Findings
 
     def find(self, rule: str, message: str, offset: int | None = None) -> None:
-        if len(self.outcome.findings) < MAX_FINDINGS:
-            self.outcome.findings.append(Finding(rule, message, self._at if offset is None else offset))
+        self.outcome.findings.append(Finding(rule, message, self._at if offset is None else offset))
+        if len(self.outcome.findings) >= MAX_FINDINGS:
+            raise Enough
 
     def _name(self) -> str:
         return f"{OPCODES.get(self._op(), 'opcode')} at {self._at}"
@@ -244,42 +315,35 @@ class _Machine:
         data, soft, base = self._data, self._soft, self._base
         stack, meta, memo, rare = self._stack, self._meta, self._memo, self._rare
         push, remember = stack.append, memo.append
-        plain, leaves = SCALARS.issuperset, LEAVES
+        dicts, leaves, scalars, plain = self._dicts, LEAVES, SCALARS, SCALARS.issuperset
+        quiet = (QUIET | {dicts}).issuperset
         uint4, int4 = _UINT4, _INT4
         gapped = False
-        pos = at = count = containers = 0
+        value: Value = None
+        records: Echo | None = None
+        rows: Echo | None = None
+        closed, wait = 0, FIRST_LESSON if self._dicts is DictNode else MAX_OPCODES
+        pos = at = count = deep = 0  # deep: of the deepest symbol that stood above the last MARK
         try:  # noqa: PLR1702
             while True:
                 if pos >= soft:
                     self._at = base + at
                     self._stack = stack
-                    self._containers += containers
-                    containers = 0
                     pos = self._advance(base + pos, count)
                     data, soft, base = self._data, self._soft, self._base
                 at = pos
                 op = data[pos]
                 count += 1
                 if op > 0x70:
-                    if op == 0x94:  # MEMOIZE
-                        if gapped:
-                            self._at = base + at
-                            raise self._break(
-                                "pickle/memo", f"{self._name()} follows a numbered PUT that skipped one"
-                            )
-                        remember(stack[-1])
-                        pos += 1
-                    elif op == 0x71:  # BINPUT
-                        if data[pos + 1] == len(memo):
-                            remember(stack[-1])
-                        else:
-                            self._at = base + at
-                            gapped = self._remember(data[pos + 1], stack[-1])
-                        pos += 2
-                    elif op == 0x8C:  # SHORT_BINUNICODE
+                    if op == 0x8C:  # SHORT_BINUNICODE
                         end = pos + 2 + data[pos + 1]
                         raw = data[pos + 2 : end]
-                        if end < soft and raw.isascii():
+                        if (
+                            end < soft
+                            and end <= pos + 2 + SHORT_TEXT
+                            and raw.isascii()
+                            and data[end - 1] != 0x2E
+                        ):
                             text = raw.decode()
                             push(text)
                             if data[end] == 0x94 and not gapped:  # MEMOIZE follows all but always
@@ -291,6 +355,14 @@ class _Machine:
                         else:
                             self._at, self._stack = base + at, stack
                             pos = self._long_text(pos)
+                    elif op == 0x94:  # MEMOIZE
+                        if gapped:
+                            self._at = base + at
+                            raise self._break(
+                                "pickle/memo", f"{self._name()} follows a numbered PUT that skipped one"
+                            )
+                        remember(stack[-1])
+                        pos += 1
                     elif op == 0x72:  # LONG_BINPUT
                         (index,) = uint4(data, pos + 1)
                         if index == len(memo):
@@ -299,35 +371,94 @@ class _Machine:
                             self._at = base + at
                             gapped = self._remember(index, stack[-1])
                         pos += 5
+                    elif op == 0x71:  # BINPUT
+                        if data[pos + 1] == len(memo):
+                            remember(stack[-1])
+                        else:
+                            self._at = base + at
+                            gapped = self._remember(data[pos + 1], stack[-1])
+                        pos += 2
                     elif op == 0x75:  # SETITEMS
-                        items, stack = stack, meta.pop()
+                        items = stack
+                        stack, tally, outer, began = meta.pop()
                         push = stack.append
                         target = stack[-1]
-                        if type(target) is DictNode and not target.held and len(items) % 2 == 0:
-                            if plain(map(type, items)):
-                                target.weight += len(items)
-                                target.keep(items)
-                            else:
-                                self._at = base + at
-                                self._hold_pairs(target, items)
+                        if (
+                            type(target) is dicts
+                            and not target.held
+                            and not len(items) & 1
+                            and quiet(map(type, items))
+                            and (not deep or plain(map(type, items[::2])))
+                        ):
+                            target.weight += count + self._extra - tally
+                            if deep >= target.depth:
+                                target.depth = deep + 1
+                            target.keep(items)
+                            if records is None and began >= base and wait < LAST_LESSON:
+                                closed += 1
+                                if closed >= wait:
+                                    closed, wait = 0, wait * 2
+                                    if data[began - base] == 0x7D:
+                                        records = learn(data[began - base : at + 1], memo)
                         else:
                             self._at = base + at
                             self._set_items(target, items)
+                        if deep > MAX_DEPTH - 2:
+                            self._check_depth(target, base + at)
+                        depth = target.depth if isinstance(target, Node) else 1
+                        deep = max(outer, depth)
                         pos += 1
+                    elif op == 0x86:  # TUPLE2
+                        last = stack.pop()
+                        if type(last) in leaves and type(stack[-1]) in leaves:
+                            value = stack[-1] = (stack[-1], last)
+                        else:
+                            self._at = base + at
+                            value = stack[-1] = self._tuple((stack[-1], last))
+                            if isinstance(value, Node) and value.depth > deep:
+                                deep = value.depth
+                        pos += 1
+                        if data[pos] == 0x94 and pos < soft and not gapped:
+                            remember(value)
+                            count += 1
+                            pos += 1
+                    elif op == 0x7D:  # EMPTY_DICT
+                        if records is not None:
+                            found = records.matches.match(data, pos, soft)
+                            if found and (not records.numbered or _numbered(found, len(memo))) and not gapped:
+                                push(records.result)
+                                memo += records.entries
+                                count += records.steps - 1
+                                records.score += records.score < 64
+                                if records.result.depth > deep:
+                                    deep = records.result.depth
+                                pos = found.end()
+                                continue
+                            records.score -= 1
+                            if records.score < 0:
+                                records = None
+                        value = dicts()
+                        push(value)
+                        deep = deep or 1
+                        pos += 1
+                        if (
+                            data[pos] == 0x94 and not gapped and pos + 1 < soft and data[pos + 1] == 0x28
+                        ):  # MEMOIZE, MARK
+                            remember(value)
+                            count += 2
+                            meta.append((stack, count + self._extra, deep, base + at))
+                            stack = []
+                            push = stack.append
+                            deep = 0
+                            pos += 2
                     elif op == 0x85:  # TUPLE1
                         if type(stack[-1]) in leaves:
                             stack[-1] = (stack[-1],)
                         else:
                             self._at = base + at
-                            stack[-1] = self._tuple((stack[-1],))
-                        pos += 1
-                    elif op == 0x86:  # TUPLE2
-                        last = stack.pop()
-                        if type(last) in leaves and type(stack[-1]) in leaves:
-                            stack[-1] = (stack[-1], last)
-                        else:
-                            self._at = base + at
-                            stack[-1] = self._tuple((stack[-1], last))
+                            value = stack[-1] = self._tuple((stack[-1],))
+                            if isinstance(value, Node) and value.depth > deep:
+                                deep = value.depth
                         pos += 1
                     elif op == 0x87:  # TUPLE3
                         last = stack.pop()
@@ -336,23 +467,9 @@ class _Machine:
                             stack[-1] = (stack[-1], middle, last)
                         else:
                             self._at = base + at
-                            stack[-1] = self._tuple((stack[-1], middle, last))
-                        pos += 1
-                    elif op == 0x74:  # TUPLE
-                        items, stack = stack, meta.pop()
-                        push = stack.append
-                        self._at = base + at
-                        push(self._tuple(items))
-                        pos += 1
-                    elif op == 0x73:  # SETITEM
-                        last = stack.pop()
-                        key = stack.pop()
-                        self._at = base + at
-                        self._set_items(stack[-1], [key, last])
-                        pos += 1
-                    elif op == 0x7D:  # EMPTY_DICT
-                        containers += 1
-                        push(DictNode())
+                            value = stack[-1] = self._tuple((stack[-1], middle, last))
+                            if isinstance(value, Node) and value.depth > deep:
+                                deep = value.depth
                         pos += 1
                     elif op == 0x88:  # NEWTRUE
                         push(True)
@@ -360,20 +477,45 @@ class _Machine:
                     elif op == 0x89:  # NEWFALSE
                         push(False)
                         pos += 1
+                    elif op == 0x74:  # TUPLE
+                        items = stack
+                        stack, tally, deep, _ = meta.pop()
+                        push = stack.append
+                        self._at = base + at
+                        value = self._tuple(items)
+                        push(value)
+                        if isinstance(value, Node) and value.depth > deep:
+                            deep = value.depth
+                        pos += 1
+                    elif op == 0x73:  # SETITEM
+                        last = stack.pop()
+                        key = stack.pop()
+                        self._at = base + at
+                        target = stack[-1]
+                        self._set_items(target, [key, last])
+                        if isinstance(target, Node) and target.depth > deep:
+                            deep = target.depth
+                        pos += 1
                     else:
                         step = rare.get(op)
                         self._at = base + at
                         if step is None:
                             raise self._break("pickle/opcode", f"byte 0x{op:02x} at {self._at} is no opcode")
-                        self._stack = stack
+                        self._stack, self._deep = stack, deep
                         pos = step(pos)
-                        stack, soft, gapped = self._stack, self._soft, self._gapped
+                        stack, soft, gapped, deep = self._stack, self._soft, self._gapped, self._deep
                         push = stack.append
+                        if stack and isinstance(value := stack[-1], Node) and value.depth > deep:
+                            deep = value.depth
+                elif op == 0x68:  # BINGET
+                    value = memo[data[pos + 1]]
+                    if type(value) not in scalars:
+                        self._at = base + at
+                        deep = max(deep, self._fetched(value))
+                    push(value)
+                    pos += 2
                 elif op == 0x4B:  # BININT1
                     push(data[pos + 1])
-                    pos += 2
-                elif op == 0x68:  # BINGET
-                    push(memo[data[pos + 1]])
                     pos += 2
                 elif op == 0x47:  # BINFLOAT
                     push(FLOAT)
@@ -381,12 +523,9 @@ class _Machine:
                 elif op == 0x4D:  # BININT2
                     push(data[pos + 1] | data[pos + 2] << 8)
                     pos += 3
-                elif op == 0x4A:  # BININT
-                    push(int4(data, pos + 1)[0])
-                    pos += 5
                 elif op == 0x58:  # BINUNICODE
                     end = pos + 5 + uint4(data, pos + 1)[0]
-                    if end < soft and end <= pos + 5 + KEPT_TEXT:
+                    if end < soft and end <= pos + 5 + SHORT_TEXT and data[end - 1] != 0x2E:
                         raw = data[pos + 5 : end]
                         if raw.isascii():
                             text = raw.decode()
@@ -401,38 +540,93 @@ class _Machine:
                     self._at, self._stack = base + at, stack
                     pos = self._long_text(pos)
                 elif op == 0x28:  # MARK
-                    meta.append(stack)
+                    meta.append(
+                        (stack, count + self._extra, deep, base + pos - 6 if data[pos - 5] == 0x72 else -1)
+                    )
                     stack = []
                     push = stack.append
+                    deep = 0
                     pos += 1
-                elif op == 0x6A:  # LONG_BINGET
-                    push(memo[uint4(data, pos + 1)[0]])
-                    pos += 5
                 elif op == 0x65:  # APPENDS
-                    items, stack = stack, meta.pop()
+                    items = stack
+                    stack, tally, outer, began = meta.pop()
                     push = stack.append
                     target = stack[-1]
-                    if type(target) is ListNode and not target.held and plain(map(type, items)):
-                        target.weight += len(items)
+                    if type(target) is ListNode and not target.held and quiet(map(type, items)):
+                        weight = count + self._extra - tally
+                        target.weight += weight
+                        if deep:
+                            if deep >= target.depth:
+                                target.depth = deep + 1
+                            if weight > MAX_KEY_WEIGHT:
+                                target.fact = self._heaviest(target, items)
                         target.keep(items)
+                        if rows is None and began >= base and wait < LAST_LESSON:
+                            closed += 1
+                            if closed >= wait:
+                                closed, wait = 0, wait * 2
+                                if data[began - base] == 0x5D:
+                                    rows = learn(data[began - base : at + 1], memo)
                     else:
                         self._at = base + at
                         self._append(target, items)
+                    if deep > MAX_DEPTH - 2:
+                        self._check_depth(target, base + at)
+                    depth = target.depth if isinstance(target, Node) else 1
+                    deep = max(outer, depth)
                     pos += 1
                 elif op == 0x4E:  # NONE
                     push(None)
                     pos += 1
                 elif op == 0x5D:  # EMPTY_LIST
-                    containers += 1
-                    push(ListNode())
+                    if rows is not None:
+                        found = rows.matches.match(data, pos, soft)
+                        if found and (not rows.numbered or _numbered(found, len(memo))) and not gapped:
+                            push(rows.result)
+                            memo += rows.entries
+                            count += rows.steps - 1
+                            rows.score += rows.score < 64
+                            if rows.result.depth > deep:
+                                deep = rows.result.depth
+                            pos = found.end()
+                            continue
+                        rows.score -= 1
+                        if rows.score < 0:
+                            rows = None
+                    value = ListNode()
+                    push(value)
+                    deep = deep or 1
                     pos += 1
+                    if (
+                        data[pos] == 0x94 and not gapped and pos + 1 < soft and data[pos + 1] == 0x28
+                    ):  # MEMOIZE, MARK
+                        remember(value)
+                        count += 2
+                        meta.append((stack, count + self._extra, deep, base + at))
+                        stack = []
+                        push = stack.append
+                        deep = 0
+                        pos += 2
+                elif op == 0x4A:  # BININT
+                    push(int4(data, pos + 1)[0])
+                    pos += 5
+                elif op == 0x6A:  # LONG_BINGET
+                    value = memo[uint4(data, pos + 1)[0]]
+                    if type(value) not in scalars:
+                        self._at = base + at
+                        deep = max(deep, self._fetched(value))
+                    push(value)
+                    pos += 5
                 elif op == 0x29:  # EMPTY_TUPLE
                     push(())
                     pos += 1
                 elif op == 0x61:  # APPEND
                     last = stack.pop()
                     self._at = base + at
-                    self._append(stack[-1], [last])
+                    target = stack[-1]
+                    self._append(target, [last])
+                    if isinstance(target, Node) and target.depth > deep:
+                        deep = target.depth
                     pos += 1
                 elif op == 0x2E:  # STOP
                     self._at = base + at
@@ -444,13 +638,40 @@ class _Machine:
                     self._at = base + at
                     if step is None:
                         raise self._break("pickle/opcode", f"byte 0x{op:02x} at {self._at} is no opcode")
-                    self._stack = stack
+                    self._stack, self._deep = stack, deep
                     pos = step(pos)
-                    stack, soft, gapped = self._stack, self._soft, self._gapped
+                    stack, soft, gapped, deep = self._stack, self._soft, self._gapped, self._deep
                     push = stack.append
+                    if stack and isinstance(value := stack[-1], Node) and value.depth > deep:
+                        deep = value.depth
         finally:
             self.outcome.opcodes = count
             self._at = base + at
+
+    def _fetched(self, value: Value) -> int:
+        """Depth of an object that now stands in two places. From now on it may not change."""
+        if isinstance(value, Unset):
+            raise self._break("pickle/memo", f"{self._name()} uses a memo entry that was never written")
+        if not isinstance(value, Node):
+            return 0
+        value.held = True
+        self._extra += value.weight
+        if self._extra > UNFOLDING * self._at + UNFOLDING_FLOOR:
+            self._once(
+                "pickle/bomb",
+                f"{self._name()} brings a value that unfolds to {min(self._extra, 10**18)} nodes",
+            )
+            self._extra -= value.weight
+        return value.depth
+
+    def _heaviest(self, target: Node, items: Sequence[Value]) -> int:
+        before = target.fact if isinstance(target.fact, int) else 0
+        return max(before, max((item.weight for item in items if isinstance(item, Node)), default=0))
+
+    def _check_depth(self, target: Value, where: int) -> None:
+        if isinstance(target, Node) and target.depth > MAX_DEPTH:
+            self._at = where
+            raise self._break("pickle/nesting", f"{self._name()} nests deeper than {MAX_DEPTH}")
 
     def _advance(self, where: int, count: int) -> int:
         """Check frame and end at absolute offset `where`, refill the window, return the new position in it."""
@@ -472,6 +693,7 @@ class _Machine:
             self._data = self._source.read(where, size) + PADDING
             self._base = where
             self._hard = self._total if where + size == self._total else where + self._window
+            self._dull(where)
         self._set_soft()
         return where - self._base
 
@@ -481,19 +703,44 @@ class _Machine:
 
     def _limits(self, where: int, count: int) -> None:
         """Counts are checked once a window: between two checks one window of bytes is the bound."""
+        frames = [self._stack, *(below for below, *_ in self._meta)]
+        standing = sum(map(len, frames))
         for number, limit, what in (
             (count, MAX_OPCODES, "opcodes"),
             (len(self._memo), MAX_MEMO, "memo entries"),
-            (len(self._stack) + len(self._meta) + sum(map(len, self._meta)), MAX_STACK, "stack entries"),
-            (self._containers, MAX_CONTAINERS, "containers"),
+            (standing, MAX_STACK, "stack entries"),
+            (len(self._meta), MAX_MARKS, "open marks"),
+            (self._discarded, MAX_DISCARDED, "objects thrown away"),
         ):
             if number > limit:
                 raise Broken("pickle/limit", f"more than {limit} {what} before {where}", where)
-        memo = self._memo
-        for index in range(self._compacted, len(memo)):
-            if type(memo[index]) is str:
-                memo[index] = TEXT
-        self._compacted = max(self._compacted, len(memo))
+        if where >= self._next_shrink or standing > max(2 * self._standing, SHRINK_STACK):
+            self._next_shrink = where + SHRINK_EVERY
+            self._standing = standing
+            self._shrink(where, frames)
+
+    def _shrink(self, where: int, frames: list[list[Value]]) -> None:
+        if sum(type(value) in ATOMS for value in self._memo[self._compacted :]) > MAX_ATOMS:
+            raise Broken(
+                "pickle/memo", f"the memo names numbers and None before {where}, which no pickler does", where
+            )
+        try:
+            held = shrink(self._husks, self._memo, self._compacted, frames)
+        except TooMany:
+            raise Broken("pickle/limit", f"too many different objects before {where}", where) from None
+        self._compacted = len(self._memo)
+        if held > KEPT_BYTES_BUDGET:
+            raise Broken("pickle/limit", f"more than {KEPT_BYTES_BUDGET} bytes at hand before {where}", where)
+
+    def _dull(self, where: int) -> None:
+        """Count opcodes that say nothing new. A few bytes in an archive unpack to gigabytes of them."""
+        sample = self._data[:DULL_SAMPLE]
+        if len(sample) == DULL_SAMPLE and len(zlib.compress(sample, 1)) * DULL_RATIO < DULL_SAMPLE:
+            self._dull_windows += 1
+            if self._dull_windows * self._window > MAX_DULL_BYTES:
+                raise Broken(
+                    "pickle/bomb", f"more than {MAX_DULL_BYTES} bytes before {where} repeat themselves", where
+                )
 
     def _once(self, rule: str, message: str) -> None:
         if rule not in self._said:
@@ -655,9 +902,8 @@ class _Machine:
         return count
 
     def _push_text(self, text: str) -> None:
-        if text[:1] == "\x80":  # bytes of protocols 0-2 travel as text
-            with contextlib.suppress(UnicodeEncodeError):  # then it is no bytes in disguise
-                self._look_inside(BytesSource(text.encode("latin1")))
+        for inner in pickles_in_text(text):
+            self._look_inside(BytesSource(inner))
         self._stack.append(text if len(text) <= KEPT_TEXT else Blob("text", len(text)))
 
     def _payload(self, pos: int) -> int:
@@ -665,8 +911,12 @@ class _Machine:
         width = {0x42: 4, 0x43: 1, 0x8E: 8, 0x96: 8}[op]
         size = self._length(pos + 1, width)
         start = pos + 1 + width
-        if size and self._bytes(start, 1) == b"\x80":
-            self._look_inside(Slice(self._source, self._base + start, size))
+        inner = Slice(self._source, self._base + start, size)
+        if may_be_pickle(inner):
+            self._look_inside(inner)
+        if 0 < size <= MAX_NESTED_TEXT and self._bytes(start, 1) in TEXT_BEGINS:
+            for decoded in pickles_in_text(self._bytes(start, size).decode("latin1")):
+                self._look_inside(BytesSource(decoded))
         if op == 0x96:
             self._stack.append(Blob("bytearray", size))
         else:
@@ -674,21 +924,19 @@ class _Machine:
         return start + size
 
     def _look_inside(self, inner: ByteSource) -> None:
-        """Judge a pickle kept as bytes, where the bytes are one: PROTO to STOP, with an import inside."""
-        if inner.size <= 3 or not 2 <= inner.read(0, 2)[1] <= 5:
-            return
+        """Refuse a pickle kept as bytes or text if it imports what is not listed: who unpickles it later, runs it."""
         if self._nested >= MAX_NESTED:
             self.find("pickle/nested", f"{self._name()} holds a pickle, {MAX_NESTED + 1} deep")
             return
+        self._inner_bytes += inner.size
+        if self._inner_bytes > MAX_INNER_BYTES:
+            raise self._break("pickle/limit", f"more than {MAX_INNER_BYTES} bytes of pickles inside pickles")
         outcome = run(inner, window=self._window, slack=self._slack, nested=self._nested + 1)
-        deeper = any(finding.rule == "pickle/nested" for finding in outcome.findings)
-        if outcome.end is None or not (outcome.globals or deeper):
-            return
-        for finding in outcome.findings:
-            if finding.rule != "pickle/trailing":
-                self.find(
-                    "pickle/nested", f"the pickle inside {self._name()}: {finding.message} ({finding.rule})"
-                )
+        rules = {finding.rule for finding in outcome.findings}
+        whole = outcome.end is not None or rules & ENDLESS or len(outcome.findings) >= MAX_FINDINGS
+        if whole and ((outcome.globals and not rules <= {"pickle/trailing"}) or "pickle/nested" in rules):
+            worst = next(finding for finding in outcome.findings if finding.rule != "pickle/trailing")
+            self.find("pickle/nested", f"the pickle inside {self._name()}: {worst.message} ({worst.rule})")
 
     # Imports
 
@@ -705,6 +953,8 @@ class _Machine:
         name, module = self._stack.pop(), self._stack.pop()
         if isinstance(name, str) and isinstance(module, str):
             self._stack.append(self._import(module, name))
+        elif not _may_be_text(name) or not _may_be_text(module):
+            raise self._break("pickle/stack", f"{self._name()} names an import by what is no text")
         else:
             shown = f"{render(module)}, {render(name)}"
             self.find("pickle/global", f"{self._name()} would import what no text names: {shown}")
@@ -714,7 +964,9 @@ class _Machine:
     def _import(self, module: str, name: str) -> Global:
         if self.outcome.protocol < 3:
             module, name = LEGACY_NAMES.get((module, name), (LEGACY_MODULES.get(module, module), name))
-        spec = ALLOWED.get((module, name))
+        spec = self._names(module, name) if self._names else None
+        if spec is None:
+            spec = listed(module, name)
         found = Global(module, name, spec)
         shown = render(found)
         if len(self.outcome.globals) < MAX_FINDINGS:
@@ -759,7 +1011,8 @@ class _Machine:
             self.find("pickle/arguments", f"{self._name()} would call {shown}: {misfit}")
             return self._refused(target, args)
         if isinstance(result, Node):
-            result.made_by = target
+            if result.made_by is None:  # a rule for a rebuild function names the class it rebuilds
+                result.made_by = target
             if result.kind in TENSORS:
                 dtype = str(result.fact)
                 self.outcome.tensors[dtype] = self.outcome.tensors.get(dtype, 0) + 1
@@ -775,26 +1028,43 @@ class _Machine:
         return node
 
     def _instance(self, target: Value, args: Value) -> None:
-        """INST, OBJ, NEWOBJ and NEWOBJ_EX: no listed class is written by them, so none may be made by them."""
+        """INST, OBJ and NEWOBJ_EX: no listed class is written by them, so none may be made by them."""
         self.find("pickle/instance", f"{self._name()} would create {render_call(target, args)}")
         self._stack.append(self._refused(target, args))
+
+    def _new(self, target: Value, args: Value) -> Value:
+        """NEWOBJ: `__new__` of a listed class."""
+        spec = target.spec if isinstance(target, Global) else None
+        if spec is None or spec.new is None or not isinstance(target, Global):
+            self.find("pickle/instance", f"{self._name()} would create {render_call(target, args)}")
+            return self._refused(target, args)
+        try:
+            result = spec.new(items_of(args, "the arguments"))
+        except Misfit as misfit:
+            self.find(
+                "pickle/arguments", f"{self._name()} would create {render_call(target, args)}: {misfit}"
+            )
+            return self._refused(target, args)
+        if isinstance(result, Node) and result.made_by is None:
+            result.made_by = target
+        return result
 
     def _inst(self, pos: int) -> int:
         after = self._global(pos)
         target = self._stack.pop()
-        items, self._stack = self._stack, self._meta.pop()
+        items = self._unmark()
         self._instance(target, self._tuple(items))
         return after
 
     def _obj(self, pos: int) -> int:
-        items, self._stack = self._stack, self._meta.pop()
+        items = self._unmark()
         target = items.pop(0)
         self._instance(target, self._tuple(items))
         return pos + 1
 
     def _newobj(self, pos: int) -> int:
-        args, target = self._stack.pop(), self._stack.pop()
-        self._instance(target, args)
+        args = self._stack.pop()
+        self._stack[-1] = self._new(self._stack[-1], args)
         return pos + 1
 
     def _newobj_ex(self, pos: int) -> int:
@@ -811,7 +1081,9 @@ class _Machine:
         shown = f"{render(state)[:200]} of {render(target)[:200]}"
         if isinstance(target, Global) or spec is None or spec.build is None or not isinstance(target, Node):
             self.find("pickle/build", f"{self._name()} would set the state {shown}")
-        elif target.held:
+        elif (
+            target.held and target.kind != "object"
+        ):  # objects may know each other: nobody judges their inside
             self.find(
                 "pickle/cycle", f"{self._name()} would set the state {shown}, which is already inside another"
             )
@@ -821,7 +1093,28 @@ class _Machine:
             except Misfit as misfit:
                 self.find("pickle/build", f"{self._name()} would set the state {shown}: {misfit}")
             self._hold(target, [state])
+            if spec.inline is not None:
+                return self._inline(spec.inline, target, pos + 1)
         return pos + 1
+
+    def _inline(self, inline: Inline, node: Node, pos: int) -> int:
+        """Go on behind bytes that the loader reads from the file itself, between two opcodes."""
+        start = self._base + pos
+        if self._frame_end is not None and start != self._frame_end:
+            raise self._break("pickle/frame", f"{self._name()} is followed by raw bytes inside a frame")
+        try:
+            end = inline(node, self._source, start)
+        except Misfit as misfit:
+            raise self._break(
+                "pickle/inline", f"{self._name()} is followed by raw bytes: {misfit}"
+            ) from misfit
+        if not start <= end <= self._total:
+            raise self._break(
+                "pickle/truncated", f"{self._name()} is followed by {end - start} bytes of data"
+            )
+        self._frame_end = None
+        self._soft = -1  # so that the loop advances, and reads its window anew where it must
+        return end - self._base
 
     def _persid(self, pos: int) -> int:
         line = self._line(pos + 1)
@@ -831,7 +1124,7 @@ class _Machine:
 
     def _binpersid(self, pos: int) -> int:
         wanted = self._stack.pop()
-        node = node_of("unknown")
+        node: Value = node_of("unknown")
         if self._storages is None:
             self.find("pickle/persistent", f"{self._name()} would ask the loader for {render(wanted)}")
         else:
@@ -850,18 +1143,28 @@ class _Machine:
 
     # Stack, memo, frames
 
+    def _unmark(self) -> list[Value]:
+        """The items above the last MARK, which is gone with them."""
+        items = self._stack
+        self._stack, _, self._deep, _ = self._meta.pop()
+        return items
+
     def _pop(self, pos: int) -> int:
+        self._discarded += 1
         if self._stack:
             self._stack.pop()
         else:
-            self._stack = self._meta.pop()
+            self._unmark()
         return pos + 1
 
     def _pop_mark(self, pos: int) -> int:
-        self._stack = self._meta.pop()
+        self._discarded += 1
+        self._unmark()
         return pos + 1
 
     def _dup(self, pos: int) -> int:
+        self._discarded += 1
+        self._fetched(self._stack[-1])
         self._stack.append(self._stack[-1])
         return pos + 1
 
@@ -870,7 +1173,9 @@ class _Machine:
         if not CANONICAL_INDEX.fullmatch(line):
             self._odd(line)
             raise self._break("pickle/memo", f"{self._name()} reads no memo entry")
-        self._stack.append(self._memo[int(line)])
+        value = self._memo[int(line)]
+        self._fetched(value)
+        self._stack.append(value)
         return pos + 2 + len(line)
 
     def _put(self, pos: int) -> int:
@@ -935,10 +1240,11 @@ class _Machine:
         end = self._at + 1
         result = self._stack.pop()
         self.outcome.end = end
+        self.outcome.result = result
         if type(result) not in SCALARS and (not isinstance(result, Node) or result.carries):
             self._surface(ListNode(), result)
         if self._stack or self._meta:
-            left = len(self._stack) + sum(map(len, self._meta))
+            left = len(self._stack) + sum(len(below) for below, *_ in self._meta)
             self.find(
                 "pickle/leftover", f"{self._name()} leaves {left} objects and {len(self._meta)} marks behind"
             )
@@ -954,32 +1260,30 @@ class _Machine:
         if len(items) <= SMALL_TUPLE and LEAVES.issuperset(map(type, items)):
             return tuple(items)
         node = node_of("tuple")
-        self._containers += 1
         self._hold(node, items)
         node.keep(items)
+        if node.carries:
+            node.__class__ = Carrier
         return node
 
     def _list(self, pos: int) -> int:
-        items, self._stack = self._stack, self._meta.pop()
+        items = self._unmark()
         self._stack.append(ListNode())
         self._append(self._stack[-1], items)
-        self._containers += 1
         return pos + 1
 
     def _dict(self, pos: int) -> int:
-        items, self._stack = self._stack, self._meta.pop()
-        self._stack.append(DictNode())
+        items = self._unmark()
+        self._stack.append(self._dicts())
         self._set_items(self._stack[-1], items)
-        self._containers += 1
         return pos + 1
 
     def _empty_set(self, pos: int) -> int:
         self._stack.append(node_of("set"))
-        self._containers += 1
         return pos + 1
 
     def _additems(self, pos: int) -> int:
-        items, self._stack = self._stack, self._meta.pop()
+        items = self._unmark()
         target = self._stack[-1]
         if self._may_change(target, frozenset({"set", "unknown"}), "add items to") and isinstance(
             target, Node
@@ -990,12 +1294,11 @@ class _Machine:
         return pos + 1
 
     def _frozenset(self, pos: int) -> int:
-        items, self._stack = self._stack, self._meta.pop()
+        items = self._unmark()
         node = node_of("frozenset")
         self._keys(items)
         self._hold(node, items)
         self._stack.append(node)
-        self._containers += 1
         return pos + 1
 
     def _may_change(self, target: Value, kinds: frozenset[str], verb: str) -> bool:
@@ -1051,7 +1354,6 @@ class _Machine:
                     depth = item.depth + 1
                 if item.weight > heaviest:
                     heaviest = item.weight
-                item.held = True
                 if item.carries:
                     self._surface(target, item)
             elif type(item) not in SCALARS:
@@ -1059,16 +1361,13 @@ class _Machine:
         if target.kind == "list":
             target.fact = max(heaviest, target.fact if isinstance(target.fact, int) else 0)
         target.weight, target.depth = weight, depth
-        if target.held and target in items:
-            self.find("pickle/cycle", f"{self._name()} would place a {target.kind} inside itself")
         if weight > UNFOLDING * self._at + UNFOLDING_FLOOR:
             self._once(
                 "pickle/bomb", f"{self._name()} builds a value that unfolds to {min(weight, 10**18)} nodes"
             )
             target.weight = 1
         if depth > MAX_DEPTH:
-            self._once("pickle/nesting", f"{self._name()} nests deeper than {MAX_DEPTH}")
-            target.depth = 1
+            raise self._break("pickle/nesting", f"{self._name()} nests deeper than {MAX_DEPTH}")
 
     def _surface(self, target: Node, item: Value) -> None:
         """An import is about to stand as a value. A tuple may carry it to a call; nothing else may keep it."""

@@ -8,9 +8,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
+from steelyard.formats.base import ByteSource
+
 Value: TypeAlias = object  # None | bool | int | str | bytes | tuple of those | Token | Blob | Global | Node
 
-KEPT_ITEMS = 64  # items a container keeps for shape rules and messages; the rest are only counted
+KEPT_ITEMS = 512  # items a container keeps for shape rules and messages; the rest are only counted
 RENDERED_ITEMS = 6
 RENDERED_TEXT = 80
 RENDERED_CALL = 320
@@ -57,13 +59,18 @@ class Spec:
     """How a listed global may be used.
 
     call: arguments -> the symbol of the result; raises Misfit outside its shape. Absent: never called.
-    build: checks the state of a BUILD on a result of `call`; raises Misfit. Absent: no BUILD.
+    new: the same for NEWOBJ, `copyreg.__newobj__` and `copyreg._reconstructor`: arguments of `__new__` -> symbol.
+    build: checks the state of a BUILD on a result of `call` or `new`; raises Misfit. Absent: no BUILD.
+    inline: called after a good BUILD with (node, source, offset behind BUILD): returns the offset where the opcodes go
+    on, or raises Misfit. Absent: right there.
     data: the object itself is plain data (a dtype) and may stand inside containers.
     """
 
     call: Callable[[Sequence[Value]], Value] | None = None
     build: "Callable[[Node, Value], None] | None" = None
     data: bool = False
+    new: Callable[[Sequence[Value]], Value] | None = None
+    inline: "Inline | None" = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +92,7 @@ class Node:
     made_by: the global called, absent for containers.
     kept: the first items, keys and values alternating in mappings, or the arguments of a refused call.
     count: items in all.  weight: nodes it would unfold to if nothing were shared.  depth: nesting below it.
-    held: stands inside another object, so it may not change any more.
+    held: stands in two places since the memo gave it out again, so it may not change any more.
     carries: a tuple with an import inside, which only a call may take.
     fact: what a shape rule wants to remember (dtype, element count).
     Defaults sit on the class: setting nine fields on each of a million objects is what made this slow.
@@ -102,12 +109,16 @@ class Node:
     fact: object = None
 
     def keep(self, items: Sequence[Value]) -> None:
-        """Count `items` and keep those that fit. A list that fits is taken over, not copied."""
-        self.count += len(items)
-        if self.kept is None:
+        """Count `items` and keep those that fit. A list that fits is taken over, not copied.
+
+        What is kept is always the beginning: once it was dropped, nothing is kept any more.
+        """
+        before = self.count
+        self.count = before + len(items)
+        if not before:
             fits = len(items) <= KEPT_ITEMS and type(items) is list
             self.kept = items if fits else list(items[:KEPT_ITEMS])  # type: ignore[assignment]  # a list, see above
-        elif len(self.kept) < KEPT_ITEMS:
+        elif self.kept is not None and len(self.kept) < KEPT_ITEMS:
             self.kept.extend(items[: KEPT_ITEMS - len(self.kept)])
 
 
@@ -119,6 +130,14 @@ class DictNode(Node):
     kind = "dict"
 
 
+class Husk(Node):
+    """Stands for an object whose contents were dropped (`pickle_husks`). It never changes."""
+
+
+class Carrier(Node):
+    """A tuple with an import inside."""
+
+
 def node_of(kind: str, fact: object = None) -> Node:
     """A symbol of `kind`."""
     node = Node()
@@ -128,8 +147,10 @@ def node_of(kind: str, fact: object = None) -> Node:
     return node
 
 
+Inline: TypeAlias = Callable[[Node, ByteSource, int], int]
 LEAVES = frozenset({type(None), bool, int, str, bytes, Token, Blob})
 SCALARS = LEAVES | {tuple}  # a bare tuple holds leaves only
+QUIET = SCALARS | {Node, ListNode, DictNode, Husk}  # what any container may hold without a second look
 
 
 def render(value: Value, depth: int = 0) -> str:

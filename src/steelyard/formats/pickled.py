@@ -8,12 +8,16 @@ import re
 from collections.abc import Mapping
 from typing import Final
 
-from steelyard.formats.base import ByteSource, Finding, Report, Rule
+from steelyard.formats.base import ByteSource, Report, Rule
+from steelyard.formats.grok import is_quantised
+from steelyard.formats.joblib_file import WRAPPER, names, read_plainly
 from steelyard.formats.pickle_machine import OPCODES, Outcome, run
 
 SUFFIXES = (".pkl", ".pickle", ".bin", ".pt", ".pth", ".ckpt", ".dat", ".data", ".joblib", ".p")
-# PROTO 2, LONG1 with the number torch.save wrote before it wrote zip files, STOP.
-LEGACY_TORCH = bytes.fromhex("8002 8a0a 6cfc9c46f9206aa85019 2e")
+# What torch.save wrote before it wrote zip files (`torch_legacy`): PROTO, perhaps FRAME, a number, STOP.
+LEGACY_TORCH = re.compile(
+    rb"\x80[\x02-\x05](?:\x95.\x00{7})?\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19\x94?\.", re.DOTALL
+)
 
 _SAVE_AGAIN = "Save the weights again as safetensors, or as a plain state_dict with torch.save."
 _DAMAGED = "Fetch the file again and compare its digest with the publisher's."
@@ -29,6 +33,10 @@ RULES: Final[Mapping[str, Rule]] = {
     "pickle/build": Rule("Setting attributes or calling __setstate__ while loading.", _SAVE_AGAIN),
     "pickle/target": Rule("Calling append, extend, add or __setitem__ of an arbitrary object.", _SAVE_AGAIN),
     "pickle/global-value": Rule("Leaving a function where later code calls it.", _SAVE_AGAIN),
+    "pickle/inline": Rule("Bytes between opcodes that are not the array they claim to be.", _SAVE_AGAIN),
+    "joblib/ambiguous": Rule(
+        "Array bytes that pickle.load would run as a program.", "Save again with joblib 1.2 or newer."
+    ),
     "pickle/extension": Rule(
         "Importing through a number that only the loader's registry explains.", _SAVE_AGAIN
     ),
@@ -54,7 +62,6 @@ RULES: Final[Mapping[str, Rule]] = {
     "pickle/truncated": Rule("A cut stream: code before the cut has already run.", _DAMAGED),
     "pickle/no-stop": Rule("A cut stream: code before the cut has already run.", _DAMAGED),
     "pickle/trailing": Rule("A second payload behind the first.", _DAMAGED),
-    "torch/legacy": Rule("A PyTorch file older than its zip format, which is not read yet.", _SAVE_AGAIN),
     "torch/storage": Rule("A storage that the archive does not hold as declared.", _DAMAGED),
 }
 
@@ -81,7 +88,8 @@ class PickleFormat:
         if len(head) >= 3 and head[0] == 0x80:
             # A safetensors header length may begin with these two bytes; its ninth is always "{".
             lengthy = head[4:8] == bytes(4) and head[8:9] == b"{"
-            return head[1] < 16 and head[2] in OPCODES and not lengthy
+            other = lengthy or is_quantised(head) or LEGACY_TORCH.match(head) is not None
+            return head[1] < 16 and head[2] in OPCODES and not other
         # "P" is PERSID too: a zip would pass for a text pickle.
         if not head or head.startswith(b"PK") or not path.lower().endswith(SUFFIXES):
             return False
@@ -93,11 +101,16 @@ class PickleFormat:
         )
 
     def read(self, source: ByteSource, path: str) -> Report:  # noqa: ARG002 - the content decides
-        if source.size >= len(LEGACY_TORCH) and source.read(0, len(LEGACY_TORCH)) == LEGACY_TORCH:
-            what = "this is a PyTorch file in the format before 1.6: five pickles and raw storages"
-            return Report("torch-legacy", {}, (Finding("torch/legacy", what, 0),))
-        outcome = run(source)
-        return Report(self.name, facts_of(outcome), tuple(outcome.findings))
+        outcome = run(source, names=names)
+        kind = "joblib" if ".".join(WRAPPER) in outcome.globals else self.name
+        if kind == "joblib":
+            outcome.findings += read_plainly(source)
+        return Report(kind, facts_of(outcome), tuple(outcome.findings))
+
+
+def is_pickle_like(head: bytes, path: str) -> bool:
+    """Whether a file may be a pickle, which costs more to read than other files of its size."""
+    return head[:1] == b"\x80" or path.lower().endswith(SUFFIXES)
 
 
 def facts_of(outcome: Outcome) -> dict[str, int | list[str]]:
