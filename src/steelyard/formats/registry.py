@@ -11,6 +11,9 @@ from steelyard.formats.base import SNIFF_BYTES, ByteSource, Child, Finding, Form
 MAX_NESTING = 4
 MAX_CHILDREN = 20_000
 MAX_UNPACKED_BYTES = 8 << 30
+# A small file may not unfold to all of that by boxes in boxes: this much for any file, then so many times its size.
+FREE_UNPACKED_BYTES = 1 << 27
+MAX_UNPACKED_RATIO = 32
 MAX_FINDINGS = 500
 # Files that honest projects keep empty; an empty file of any other name is a copy that broke off.
 _EMPTY_NAMES = frozenset({"__init__.py", "py.typed", ".gitkeep", ".keep", ".nojekyll"})
@@ -57,7 +60,7 @@ class _Budget:
         if self.children < 0:
             raise Malformed(f"{child.name!a}: more than {MAX_CHILDREN} files inside", rule=BOMB)
         if self.unpacked_bytes < 0:
-            raise Malformed(f"{child.name!a}: more than {MAX_UNPACKED_BYTES} bytes inside", rule=BOMB)
+            raise Malformed(f"{child.name!a}: more bytes inside than a file of this size may hold", rule=BOMB)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +82,8 @@ class Registry:
         A broken structure becomes a finding; nothing is skipped. `format` of the report is "unknown" when no single
         format claims the file. Nested findings carry the member's path in `member` and an offset inside that member.
         """
-        return self._read(source, path, 0, _Budget())
+        allowed = max(FREE_UNPACKED_BYTES, MAX_UNPACKED_RATIO * source.size)
+        return self._read(source, path, 0, _Budget(unpacked_bytes=min(MAX_UNPACKED_BYTES, allowed)))
 
     def _read(self, source: ByteSource, path: str, depth: int, budget: _Budget) -> Report:
         report = self._one(source, path)
