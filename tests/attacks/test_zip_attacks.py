@@ -1,15 +1,20 @@
 """Hostile zip archives, made by changing bytes of an honest one. Each names its rule; nothing is unpacked to disk."""
 
 import io
+import json
 import struct
 import warnings
 import zipfile
+import zlib
 
 import pytest
 
 from steelyard.formats.base import BytesSource
+from steelyard.formats.jsonfile import FORMAT as JSON
 from steelyard.formats.pickled import FORMAT as PICKLE
-from steelyard.formats.torchzip import FORMAT
+from steelyard.formats.registry import Registry
+from steelyard.formats.text import FORMAT as TEXT
+from steelyard.formats.zip_archive import FORMAT
 
 PLAIN = b"\x80\x02}."
 EVIL = b"\x80\x02cposix\nsystem\nX\x04\0\0\0true\x85R."
@@ -22,6 +27,10 @@ def archive_of(*members: tuple[str, bytes], method: int = zipfile.ZIP_STORED) ->
         for name, content in members:
             archive.writestr(zipfile.ZipInfo(name), content, compress_type=method)
     return out.getvalue()
+
+
+def mar(manifest: object, *more: tuple[str, bytes]) -> bytes:
+    return archive_of(("MAR-INF/MANIFEST.json", json.dumps(manifest).encode()), *more)
 
 
 HONEST = archive_of(("a/data.pkl", PLAIN), ("a/version", b"3\n"))
@@ -37,8 +46,11 @@ def patched(*changes: tuple[int, bytes], data: bytes = HONEST) -> bytes:
     return bytes(out)
 
 
+REGISTRY = Registry((FORMAT, PICKLE, JSON, TEXT))
+
+
 def rules_of(data: bytes) -> set[str]:
-    return {finding.rule for finding in FORMAT.read(BytesSource(data), "model.pt").findings}
+    return {finding.rule for finding in REGISTRY.read(BytesSource(data), "model.pt").findings}
 
 
 def test_the_honest_archive_is_clean():
@@ -57,6 +69,31 @@ def linked() -> bytes:
         info = zipfile.ZipInfo("a/version")
         info.create_system, info.external_attr = 3, 0o120777 << 16
         archive.writestr(info, b"3\n")
+    return out.getvalue()
+
+
+def nested(depth: int) -> bytes:
+    data = archive_of(("notes.md", b"hello"))
+    for _ in range(depth):
+        data = archive_of(("inner.zip", data))
+    return data
+
+
+def unfolding() -> bytes:
+    """Ten archives of ten archives of a member just under the limit of one."""
+    data = archive_of(("notes.md", b"hello world\n" * (1 << 20)), method=zipfile.ZIP_DEFLATED)
+    for _ in range(2):
+        data = archive_of(*((f"{place}.zip", data) for place in range(10)), method=zipfile.ZIP_DEFLATED)
+    return data
+
+
+def second_name() -> bytes:
+    """Info-ZIP's Unicode path: some readers prefer it to the name both headers show."""
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w") as archive:
+        info = zipfile.ZipInfo("notes.md")
+        info.extra = struct.pack("<HHBI", 0x7075, 5 + 6, 1, zlib.crc32(b"notes.md")) + b"run.py"
+        archive.writestr(info, b"hello")
     return out.getvalue()
 
 
@@ -94,7 +131,7 @@ ATTACKS: dict[str, tuple[str, bytes]] = {
     "control character in a name": ("zip/name", archive_of(("a/data.pkl", PLAIN), ("a/x\n", b""))),
     "deflate bomb": (
         "zip/ratio",
-        archive_of(("a/data.pkl", PLAIN), ("a/data/0", bytes(8 << 20)), method=zipfile.ZIP_DEFLATED),
+        archive_of(("a/data.pkl", PLAIN), ("a/data/0", bytes(17 << 20)), method=zipfile.ZIP_DEFLATED),
     ),
     "bytes behind the archive": ("zip/trailing", HONEST + EVIL),
     "comment": ("zip/trailing", patched((END + 20, struct.pack("<H", len(EVIL)))) + EVIL),
@@ -110,17 +147,52 @@ ATTACKS: dict[str, tuple[str, bytes]] = {
         "zip/gap",
         patched((CENTRAL + 46 + len("a/data.pkl") + 42, struct.pack("<I", 0))),
     ),
+    "second name in an extra field": ("zip/mismatch", second_name()),
+    "second name in the directory alone": (
+        "zip/mismatch",
+        second_name().replace(b"\x75\x70", b"\xfe\xca", 1),
+    ),
     "several disks": ("zip/end", patched((END + 4, b"\x01\x00"))),
     "symbolic link": ("zip/special", linked()),
-    "no torch archive": ("zip/unclaimed", archive_of(("weights.npy", b"x"))),
-    "two pickles": ("zip/unclaimed", archive_of(("a/data.pkl", PLAIN), ("b/data.pkl", EVIL))),
+    "a member nobody claims": ("file/unclaimed", archive_of(("weights.npy", b"x"))),
+    "two pickles": ("pickle/call", archive_of(("a/data.pkl", PLAIN), ("b/data.pkl", EVIL))),
+    "pickle in a plain archive": ("pickle/call", archive_of(("notes.md", b"hello"), ("x.dat", EVIL))),
+    "pickle under a name in capitals": (
+        "pickle/call",
+        archive_of(("a/DATA.PKL", EVIL), ("a/version", b"3\n")),
+    ),
+    "pickle three archives deep": (
+        "pickle/call",
+        archive_of(("b.zip", archive_of(("c.zip", archive_of(("p", EVIL)))))),
+    ),
+    "archives without end": ("file/nested", nested(6)),
+    "many small boxes that unfold": ("file/bomb", unfolding()),
+    "a pickle of nothing but instructions": (
+        "zip/ratio",
+        archive_of(("a/data.pkl", b"\x80\x02]" + b"N0" * (2 << 20) + b"."), method=zipfile.ZIP_DEFLATED),
+    ),
+    "torch.package": ("torch/package", archive_of(("a/.data/extern_modules", b""), ("a/data.pkl", PLAIN))),
     "evil pickle": ("pickle/call", archive_of(("a/data.pkl", EVIL))),
     "evil pickle, deflated": ("pickle/call", archive_of(("a/data.pkl", EVIL), method=zipfile.ZIP_DEFLATED)),
     "second pickle under another name": (
         "torch/member",
         archive_of(("a/data.pkl", PLAIN), ("a/more.pkl", EVIL)),
     ),
+    "handler in a MAR": ("mar/handler", mar({"model": {"handler": "handler.py"}})),
+    "packages in a MAR": (
+        "mar/requirements",
+        mar({"model": {"handler": "image_classifier", "requirementsFile": "requirements.txt"}}),
+    ),
+    "requirements beside a MAR's manifest": (
+        "mar/requirements",
+        mar({"model": {"handler": "image_classifier"}}, ("requirements.txt", b"evil==1\n")),
+    ),
+    "MAR without a model": ("mar/manifest", mar([])),
 }
+
+
+def test_a_mar_of_a_built_in_handler_is_clean():
+    assert rules_of(mar({"model": {"handler": "image_classifier", "modelName": "x"}})) == set()
 
 
 @pytest.mark.parametrize("name", ATTACKS)

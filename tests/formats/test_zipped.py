@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from steelyard.errors import Malformed
 from steelyard.formats import zipped
 from steelyard.formats.base import BytesSource
-from steelyard.formats.zipped import RULES, check_crc, open_member, read_archive
+from steelyard.formats.spool import FileSource
+from steelyard.formats.zipped import RULES, check_crc, open_checked, open_member, read_archive
 
 NAMES = st.lists(
     st.text(st.characters(categories=["Ll", "Nd"]), min_size=1, max_size=6), min_size=1, max_size=3
@@ -113,9 +114,32 @@ def test_member_count_at_the_limit_and_one_past_it():
 
 
 def test_ratio_at_the_limit_and_past_it():
-    def rules(size: int) -> list[str]:
-        data = archive_of([("a", bytes(size), zipfile.ZIP_DEFLATED)])
+    def rules(*sizes: int) -> list[str]:
+        data = archive_of([(f"{i}", bytes(size), zipfile.ZIP_DEFLATED) for i, size in enumerate(sizes)])
         return [finding.rule for finding in read_archive(BytesSource(data)).findings]
 
-    assert rules(zipped.MAX_RATIO * 64) == []
-    assert rules(4 << 20) == ["zip/ratio"]
+    assert rules(zipped.FREE_BYTES) == []
+    assert rules(zipped.FREE_BYTES + 1) == ["zip/ratio"]
+    assert rules(*[zipped.FREE_TOTAL // 8] * 8) == []
+    assert rules(*[zipped.FREE_TOTAL // 8] * 8, 1) == ["zip/ratio"]
+
+
+def test_a_large_deflated_member_is_spooled_and_not_held():
+    content = bytes(range(256)) * (1 << 15) + b"end"
+    source = BytesSource(archive_of([("a", content, zipfile.ZIP_DEFLATED)]))
+    (member,) = read_archive(source).members
+    opened = open_member(source, member)
+    assert isinstance(opened, FileSource)
+    assert opened.read(0, opened.size) == content
+    with pytest.raises(ValueError, match="outside"):
+        opened.read(len(content), 1)
+
+
+def test_a_wrong_checksum_is_malformed_when_a_member_is_opened():
+    data = bytearray(archive_of([("a", b"hello world", zipfile.ZIP_STORED)]))
+    data[data.index(b"world")] ^= 1
+    source = BytesSource(bytes(data))
+    (member,) = read_archive(source).members
+    with pytest.raises(Malformed) as caught:
+        open_checked(source, member)
+    assert caught.value.rule == "zip/crc"

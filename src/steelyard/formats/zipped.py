@@ -13,25 +13,36 @@ import unicodedata
 import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Final
+from itertools import islice
+from typing import Final, NamedTuple
 
 from steelyard.errors import Malformed
-from steelyard.formats.base import ByteSource, BytesSource, Finding, Rule
+from steelyard.formats.base import ByteSource, Finding, Rule
 from steelyard.formats.pickle_machine import Slice
+from steelyard.formats.pickled import is_pickle_like
+from steelyard.formats.spool import Spool
 
 MAX_MEMBERS = 1 << 16
 MAX_DIRECTORY_BYTES = 1 << 25
 MAX_NAME_BYTES = 1024
-MAX_INFLATED_BYTES = 1 << 26  # one deflated member
-MAX_INFLATED_TOTAL = 1 << 28
-MAX_RATIO = 200  # deflated bytes against stored bytes
-CHUNK = 1 << 20
+MAX_FINDINGS = 64  # a refusal needs no more
+# What unpacks to less than this is read whatever its ratio: arrays of zeros are honest.
+FREE_BYTES = 1 << 24
+FREE_TOTAL = 1 << 26
+MAX_RATIO = 100  # of one member larger than FREE_BYTES
+MAX_TOTAL_RATIO = 20  # of all deflated members, when they are more than FREE_TOTAL
+MAX_PICKLE_BYTES = (
+    1 << 21
+)  # of a pickle that is packed more than MAX_TOTAL_RATIO: each byte is an instruction
+MAX_CHECKED_BYTES = 1 << 26  # larger stored members are pinned by the file's digest; their CRC is not read
+CHUNK = 1 << 18
+WINDOW = 1 << 15
 
 STORED, DEFLATED = 0, 8
 DESCRIPTOR, UTF8 = 0x0008, 0x0800
 ENCRYPTED = 0x0001 | 0x0040 | 0x2000
 DEFLATE_LEVEL = 0x0006
-ZIP64 = 0x0001
+ZIP64, SECOND_NAME = 0x0001, 0x7075  # extra fields; the second holds the name once more, in UTF-8
 MAX_16, MAX_32 = 0xFFFF, 0xFFFFFFFF
 
 _LOCAL = struct.Struct("<4sHHHHHIIIHH")
@@ -60,9 +71,6 @@ RULES: Final[Mapping[str, Rule]] = {
     "zip/ratio": Rule("A decompression bomb.", _REPACK),
     "zip/limit": Rule("Exhausting the scanner.", _REPACK),
     "zip/inflate": Rule("A compressed stream that two readers end in different places.", _REPACK),
-    "zip/unclaimed": Rule(
-        "An archive nobody understands is an archive nobody checked.", "Unpack it before admission."
-    ),
 }
 
 
@@ -87,8 +95,7 @@ class Archive:
     findings: tuple[Finding, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class _Entry:
+class _Entry(NamedTuple):
     """A central header with zip64 applied."""
 
     raw_name: bytes
@@ -101,6 +108,24 @@ class _Entry:
     attributes: int
     made_by: int
     at: int
+
+
+class _Window:
+    """Reads ahead, so that the headers of many small members cost few reads."""
+
+    def __init__(self, source: ByteSource) -> None:
+        self.size = source.size
+        self._source = source
+        self._start = 0
+        self._data = b""
+
+    def read(self, offset: int, size: int) -> bytes:
+        at = offset - self._start
+        if at < 0 or at + size > len(self._data):
+            ahead = min(WINDOW, self.size - offset) if offset - self._start < WINDOW else 0
+            self._start, self._data = offset, self._source.read(offset, max(size, ahead))
+            at = 0
+        return self._data[at : at + size]
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +141,7 @@ def read_archive(source: ByteSource) -> Archive:
     findings: list[Finding] = []
     entries = sorted(_entries(source, directory), key=lambda entry: entry.header_offset)
     members = []
+    window = _Window(source)
     expected = 0
     for entry in entries:
         name = _name_of(entry, findings)
@@ -124,14 +150,16 @@ def read_archive(source: ByteSource) -> Archive:
             rule = "zip/prefix" if expected == 0 else "zip/gap"
             what = f"the local header is at {entry.header_offset}, expected {expected}"
             findings.append(Finding(rule, what, expected, name))
-        member, expected = _follow(source, entry, name, directory.offset, findings)
+        member, expected = _follow(window, entry, name, directory.offset, findings)
         members.append(member)
+        if len(findings) > MAX_FINDINGS:
+            return Archive(tuple(members), tuple(findings))
     if expected != directory.offset:
         rule = "zip/gap" if entries else "zip/prefix"
         what = f"the members end at {expected}, the directory begins at {directory.offset}"
         findings.append(Finding(rule, what, expected))
-    findings.extend(_check_names(members))
-    findings.extend(_check_ratios(members))
+    findings.extend(islice(_check_names(members), MAX_FINDINGS))
+    findings.extend(islice(_check_ratios(members), MAX_FINDINGS))
     return Archive(tuple(members), tuple(findings))
 
 
@@ -231,6 +259,8 @@ def _widen(extra: bytes, values: list[int], at: int) -> list[int]:
     """Apply a zip64 extra field: it holds exactly the values that are 0xFFFFFFFF in the header, in order."""
     wide = None
     for kind, body in _extras(extra, at):
+        if kind == SECOND_NAME:
+            raise Malformed("a second name, which some readers prefer", rule="zip/mismatch", offset=at)
         if kind == ZIP64:
             if wide is not None:
                 raise Malformed("two zip64 fields in one header", rule="zip/zip64", offset=at)
@@ -281,13 +311,7 @@ def _follow(
         differs.append(f"flags 0x{flags:04x} and 0x{entry.flags:04x}")
     if method != entry.method:
         differs.append(f"method {method} and {entry.method}")
-    streamed = bool(entry.flags & DESCRIPTOR) and (crc, stored, size) == (0, 0, 0)
-    if not streamed:
-        wide = [size, stored]
-        if MAX_32 in wide:
-            wide = _widen(rest[name_size:], wide, at)
-        if (crc, wide[1], wide[0]) != (entry.crc, entry.stored_bytes, entry.size):
-            differs.append("sizes or checksum")
+    differs += _local_differs(entry, (crc, stored, size), rest[name_size:], at)
     end = data_at + entry.stored_bytes
     if entry.flags & DESCRIPTOR:
         end = _descriptor(source, entry, end, limit, differs)
@@ -296,6 +320,20 @@ def _follow(
     if differs:
         findings.append(Finding("zip/mismatch", f"the two headers differ: {'; '.join(differs)}", at, name))
     return Member(name, entry.method, entry.crc, entry.stored_bytes, entry.size, at, data_at), end
+
+
+def _local_differs(entry: _Entry, local: tuple[int, int, int], extra: bytes, at: int) -> Iterator[str]:
+    """What the local checksum, sizes and extra fields say that the central header does not."""
+    if any(kind == SECOND_NAME for kind, _ in _extras(extra, at)):
+        yield "a second name"
+    if entry.flags & DESCRIPTOR and local == (0, 0, 0):
+        return  # streamed: the descriptor behind the data says it
+    crc, stored, size = local
+    wide = [size, stored]
+    if MAX_32 in wide:
+        wide = _widen(extra, wide, at)
+    if (crc, wide[1], wide[0]) != (entry.crc, entry.stored_bytes, entry.size):
+        yield "sizes or checksum"
 
 
 def _descriptor(source: ByteSource, entry: _Entry, at: int, limit: int, differs: list[str]) -> int:
@@ -355,7 +393,8 @@ def _check_kind(entry: _Entry, name: str, findings: list[Finding]) -> None:
 def _check_names(members: list[Member]) -> Iterator[Finding]:
     seen: dict[str, str] = {}
     for member in members:
-        key = unicodedata.normalize("NFKC", member.name).casefold().removesuffix("/")
+        plain = member.name if member.name.isascii() else unicodedata.normalize("NFKC", member.name)
+        key = plain.casefold().removesuffix("/")
         if key in seen:
             what = f"{member.name!a} and {seen[key]!a} are one name on some systems"
             yield Finding("zip/duplicate", what, member.header_offset, member.name)
@@ -363,39 +402,65 @@ def _check_names(members: list[Member]) -> Iterator[Finding]:
 
 
 def _check_ratios(members: list[Member]) -> Iterator[Finding]:
-    total = 0
+    total = stored = 0
     for member in members:
         if member.method != STORED:
             total += member.size
-            if member.size > MAX_RATIO * max(member.stored_bytes, 64) or member.size > MAX_INFLATED_BYTES:
+            stored += member.stored_bytes
+            if member.size > FREE_BYTES and member.size > MAX_RATIO * member.stored_bytes:
                 what = f"{member.stored_bytes} bytes would unpack to {member.size}"
                 yield Finding("zip/ratio", what, member.header_offset, member.name)
-    if total > MAX_INFLATED_TOTAL:
-        yield Finding("zip/ratio", f"the archive would unpack to {total} bytes", 0)
+    if total > FREE_TOTAL and total > MAX_TOTAL_RATIO * stored:
+        yield Finding("zip/ratio", f"{stored} bytes of the archive would unpack to {total}", 0)
 
 
 def open_member(source: ByteSource, member: Member) -> ByteSource:
-    """The content of one member. Stored members are not copied; deflated ones are unpacked within the limit.
+    """The content of one member. Stored members are not copied; deflated ones are unpacked, spooled when large.
 
-    Raises Malformed (`zip/inflate`, `zip/ratio`, `zip/method`).
+    Call it only on members whose archive has no `zip/ratio` finding.
+    Raises Malformed (`zip/inflate`, `zip/method`), Unavailable when there is no room to unpack.
     """
     if member.method == STORED:
         return Slice(source, member.data_offset, member.stored_bytes)
     if member.method != DEFLATED:
         raise Malformed(f"method {member.method} is not read", rule="zip/method", offset=member.header_offset)
-    if member.size > MAX_INFLATED_BYTES:
-        raise Malformed(f"{member.size} bytes inflated", rule="zip/ratio", offset=member.header_offset)
+    spool = Spool()
     inflater = zlib.decompressobj(-15)
+    at, end = member.data_offset, member.data_offset + member.stored_bytes
     try:
-        data = inflater.decompress(source.read(member.data_offset, member.stored_bytes), member.size + 1)
+        while not inflater.eof and spool.size <= member.size:
+            pending = inflater.unconsumed_tail
+            if not pending and at < end:
+                pending = source.read(at, min(CHUNK, end - at))
+                at += len(pending)
+            part = inflater.decompress(pending, CHUNK)
+            if not part and not pending:
+                break
+            spool.write(part)
     except zlib.error as bad:
         raise Malformed(
             f"the stream is broken: {bad}", rule="zip/inflate", offset=member.data_offset
         ) from bad
-    if len(data) != member.size or not inflater.eof or inflater.unused_data:
-        what = f"the stream gives {len(data)} bytes, expected {member.size} and an end"
+    left = end - at + len(inflater.unused_data) + len(inflater.unconsumed_tail)
+    if spool.size != member.size or not inflater.eof or left:
+        what = f"the stream gives {spool.size} bytes and leaves {left}, expected {member.size} and 0"
         raise Malformed(what, rule="zip/inflate", offset=member.data_offset)
-    return BytesSource(data)
+    content = spool.source()
+    dense = member.size > MAX_PICKLE_BYTES and member.size > MAX_TOTAL_RATIO * member.stored_bytes
+    if dense and is_pickle_like(content.read(0, 2), member.name):
+        what = f"{member.stored_bytes} bytes unpack to a pickle of {member.size}"
+        raise Malformed(what, rule="zip/ratio", offset=member.header_offset)
+    return content
+
+
+def open_checked(source: ByteSource, member: Member) -> ByteSource:
+    """The content of one member, whose checksum holds. Raises Malformed as `open_member` does, and `zip/crc`."""
+    content = open_member(source, member)
+    if member.method != STORED or member.size <= MAX_CHECKED_BYTES:
+        wrong = check_crc(content, member)
+        if wrong:
+            raise Malformed(wrong.message, rule=wrong.rule, offset=wrong.offset)
+    return content
 
 
 def check_crc(content: ByteSource, member: Member) -> Finding | None:
