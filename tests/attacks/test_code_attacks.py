@@ -6,6 +6,7 @@ import pytest
 
 from steelyard.admit.rules import registry
 from steelyard.formats.base import BytesSource
+from steelyard.formats.python_code import FORMAT
 
 ATTACKS = {
     # name: (rule, path, bytes)
@@ -51,3 +52,25 @@ def test_real_compiled_module_is_refused_under_any_name(tmp_path):
     for path in ("m.pyc", "weights.bin"):
         found = registry().read(BytesSource(data), path).findings
         assert [finding.rule for finding in found] == ["code/compiled"]
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "import base64\nexec(base64.b64decode(b'cGFzcw=='))",
+        "from base64 import b64decode as d\nexec(d(b'cGFzcw=='))",
+        "import zlib\nexec(compile(zlib.decompress(b'x'), 'a', 'exec'))",
+        "import marshal\nexec(marshal.loads(b'x'))",
+        "import requests\neval(requests.get('x').text)",
+        "import builtins\ngetattr(builtins, 'ex' + 'ec')('pass')",
+        "import os\ngetattr(os, 'metsys'[::-1])('x')",
+        "import os\ngetattr(os, ''.join(['sys', 'tem']))('x')",
+        "__import__('o' + 's').system('x')",
+        "exec(bytes.fromhex('70617373'))",
+        "exec(''.join(chr(c) for c in [112, 97, 115, 115]))",
+        "import socket, subprocess\ns = socket.socket()\nsubprocess.call(['x'])",
+    ],
+)
+def test_code_that_hides_what_it_runs_refuses_whatever_the_policy_says(source):
+    found = {finding.rule for finding in FORMAT.read(BytesSource(source.encode()), "m.py").findings}
+    assert "code/obfuscated" in found

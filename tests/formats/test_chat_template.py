@@ -5,15 +5,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jinja2 import Environment
 
-from steelyard.formats.base import BytesSource
+from steelyard.formats.base import BytesSource, Severity
 from steelyard.formats.chat_template import (
     FORMAT,
-    MAX_BRACKETS,
     MAX_CHARS,
-    MAX_RANGE,
     RULES,
     examine_template,
 )
+from steelyard.formats.template_syntax import MAX_BRACKETS, MAX_RANGE
 
 HONEST = {
     "turns with markers": (
@@ -71,7 +70,8 @@ HONEST = {
     "training marks, blocks and loop controls": """
 {% for turn in messages %}{% if turn.role == 'tool' %}{% continue %}{% endif %}
 {% set head %}<{{ turn.role | upper }}>{% endset %}{{ head }}
-{% if turn.role == 'assistant' %}{% generation %}{{ turn.content | default('', true) }}{% endgeneration %}{% endif %}
+{% if turn.role == 'assistant' %}{% generation %}{{ turn.content | default('', true) }}{% endgeneration %}
+{% else %}{{ turn.content }}{% endif %}
 {% if loop.index > 200 %}{% break %}{% endif %}{% endfor %}{% for n in range(3) %}{{ n * 2 }}{% endfor %}""",
     "pictures between words": """
 {%- set seen = namespace(pictures=0) -%}{%- for turn in messages -%}{%- for part in turn.content -%}
@@ -82,7 +82,7 @@ HONEST = {
 
 @pytest.mark.parametrize("name", HONEST)
 def test_honest_template_is_clean(name):
-    assert examine_template(HONEST[name]) == ()
+    assert [f for f in examine_template(HONEST[name]) if RULES[f.rule].severity is not Severity.NOTE] == []
 
 
 @settings(deadline=None)

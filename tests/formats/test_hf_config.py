@@ -91,3 +91,35 @@ def test_plain_paths_are_inside(path):
 
 def test_a_pickle_named_config_is_not_claimed():
     assert not FORMAT.sniff(b"\x80\x04}\x94.", "config.json")
+
+
+def test_pipeline_of_known_libraries_is_clean():
+    value = {
+        "_class_name": "StableDiffusionPipeline",
+        "unet": ["diffusers", "UNet2DConditionModel"],
+        "x": [None, None],
+    }
+    report = FORMAT.read(BytesSource(json.dumps(value).encode()), "model_index.json")
+    assert report.findings == ()
+    assert report.facts["components"] == {"unet": "diffusers.UNet2DConditionModel"}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"_class_name": ["pipeline.py", "P"]}, {"unet": ["my_unet", "UNet"]}, {"unet": ["diffusers", "a.b"]}],
+)
+def test_pipeline_that_imports_anything_else_refuses(change):
+    value = {"_class_name": "P", "unet": ["diffusers", "U"], **change}
+    report = FORMAT.read(BytesSource(json.dumps(value).encode()), "model_index.json")
+    assert {finding.rule for finding in report.findings} == {"config/remote-code"}
+
+
+def test_index_names_its_shards_and_what_each_must_hold():
+    value = {"weight_map": {"b": "m-1.safetensors", "a": "m-1.safetensors", "c": "m-2.safetensors"}}
+    report = FORMAT.read(BytesSource(json.dumps(value).encode()), "model.safetensors.index.json")
+    assert [reference.path for reference in report.references] == ["m-1.safetensors", "m-2.safetensors"]
+    # printf 'a\nb\n' | sha256sum
+    assert (
+        report.facts["shard_tensors_sha256"]["m-1.safetensors"]
+        == "911169ddaaf146aff539f58c26c489af3b892dff0fe283c1c264c65ae5aa59a2"
+    )

@@ -1,3 +1,4 @@
+import hashlib
 import json
 from dataclasses import dataclass
 
@@ -7,6 +8,7 @@ import safetensors
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.numpy import load as load_numpy
 from safetensors.numpy import save as save_numpy
 from safetensors.torch import save as save_torch
 
@@ -155,7 +157,11 @@ def test_size_table_agrees_with_the_library(dtype):
 
 
 def test_facts_name_tensors_parameters_dtypes_and_metadata():
-    assert FORMAT.read(BytesSource(small_file()), "model.safetensors").facts == {
+    facts = dict(FORMAT.read(BytesSource(small_file()), "model.safetensors").facts)
+    names = sorted(load_numpy(small_file()))
+    listed = "".join(f"{name}\n" for name in names).encode()
+    assert facts.pop("tensor_names_sha256") == hashlib.sha256(listed).hexdigest()
+    assert facts == {
         "tensors": 2,
         "parameters": 16,
         "dtypes": {"F32": 1, "I8": 1},

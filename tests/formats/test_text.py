@@ -64,3 +64,26 @@ def test_text_without_a_closed_head_has_no_front_matter(card):
 @given(st.text())
 def test_front_matter_reads_any_text(text):
     assert isinstance(front_matter("---\n" + text), dict)
+
+
+def test_requirements_by_name_are_facts():
+    text = b"torch>=2.1,<3  # comment\ntransformers[sentencepiece]==4.40.0; python_version < '3.12'\nnumpy\n"
+    report = FORMAT.read(BytesSource(text), "requirements.txt")
+    assert report.findings == ()
+    assert report.facts["packages"] == ["torch", "transformers", "numpy"]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "git+https://x.example/a",
+        "--index-url https://x.example",
+        "a @ https://x.example/a.whl",
+        "-e .",
+        "./a.whl",
+    ],
+)
+def test_requirement_by_address_asks_one_question(line):
+    report = FORMAT.read(BytesSource(f"numpy\n{line}\n".encode()), "requirements.txt")
+    assert [finding.rule for finding in report.findings] == ["text/installer"]
+    assert report.findings[0].message.endswith("install it?")

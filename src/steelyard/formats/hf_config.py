@@ -8,11 +8,12 @@ peft (`parent_library`) and sentence-transformers (`modules.json`).
 """
 
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping
 
 from steelyard.digest import JSON
-from steelyard.formats.base import ByteSource, Finding, Report, Rule
+from steelyard.formats.base import ByteSource, Finding, Reference, Report, Rule
+from steelyard.formats.chat_template import template_facts
 from steelyard.formats.jsonfile import (
     CONFIG_NAMES,
     CONTENT_RULES,
@@ -24,7 +25,10 @@ from steelyard.formats.jsonfile import (
     examine,
     load,
     looks_like_json,
+    template_texts,
 )
+from steelyard.formats.keras_objects import looks_like_keras
+from steelyard.formats.safetensors import names_digest
 from steelyard.model import IGNORED_ROOT_NAMES
 
 MAX_SHARDS = 4096
@@ -69,6 +73,18 @@ _TOKENIZER_FACTS = ("tokenizer_class", "bos_token", "eos_token", "unk_token", "p
 _ADAPTER_FACTS = ("peft_type", "base_model_name_or_path", "task_type", "r", "target_modules")
 _SHARD_NAME = re.compile(r"[^/\\:\x00-\x1f\x7f]+(?:/[^/\\:\x00-\x1f\x7f]+)*")
 
+_SENTENCE_MODULE = re.compile(r"sentence_transformers(\.[A-Za-z]\w*)+")
+# Libraries whose classes a diffusers pipeline may name; anything else is imported from the repository or the hub.
+_PIPELINE_LIBRARIES = frozenset(
+    {
+        "diffusers", "transformers", "onnxruntime", "stable_diffusion", "latent_diffusion", "unclip",
+        "paint_by_example", "kandinsky", "shap_e", "wuerstchen", "audioldm2", "musicldm", "semantic_stable_diffusion",
+        "deepfloyd_if", "stable_diffusion_safe", "pag", "stable_audio", "optimum.onnxruntime", "optimum.intel",
+    }
+)  # fmt: skip
+_CLASS_NAME = re.compile(r"[A-Z]\w*")
+_PIPELINE_NAME = "model_index.json"
+
 Facts = dict[str, JSON]
 
 
@@ -88,6 +104,7 @@ def _read_index(value: Mapping[str, JSON], facts: Facts) -> Iterator[Finding]:
         yield Finding("config/shape", "weight_map is missing or not an object")
         return
     shards: Counter[str] = Counter()
+    names: dict[str, list[str]] = defaultdict(list)
     for tensor, shard in weight_map.items():
         if not isinstance(shard, str):
             yield Finding(
@@ -99,12 +116,17 @@ def _read_index(value: Mapping[str, JSON], facts: Facts) -> Iterator[Finding]:
             )
         else:
             shards[shard] += 1
+            names[shard].append(tensor)
     if len(shards) > MAX_SHARDS:
         yield Finding(
             "config/shape", f"{len(shards)} shards; at most {MAX_SHARDS} are read", member="weight_map"
         )
     facts["tensors"] = len(weight_map)
     facts["shards"] = dict(sorted(shards.items())[:MAX_SHARDS])
+    # What a shard must hold, to compare with its own header without keeping a hundred thousand names.
+    facts["shard_tensors_sha256"] = {
+        shard: names_digest(held) for shard, held in sorted(names.items())[:MAX_SHARDS]
+    }
     metadata = value.get("metadata")
     if isinstance(metadata, dict) and isinstance(metadata.get("total_size"), int):
         facts["total_size_bytes"] = metadata["total_size"]
@@ -144,6 +166,9 @@ def _read_tokenizer_config(value: Mapping[str, JSON], facts: Facts) -> Iterator[
             )
     facts.update(_picked(value, _TOKENIZER_FACTS))
     facts["chat_template"] = value.get("chat_template") is not None
+    facts["chat_templates"] = [
+        dict(template_facts(text)) for text in template_texts(value.get("chat_template"))
+    ][:16]
 
 
 def _read_adapter(value: Mapping[str, JSON], facts: Facts) -> Iterator[Finding]:
@@ -156,6 +181,28 @@ def _read_other(value: Mapping[str, JSON], facts: Facts) -> Iterator[Finding]:
     yield from ()
 
 
+def _read_pipeline(value: Mapping[str, JSON], facts: Facts) -> Iterator[Finding]:
+    """model_index.json of diffusers: {_class_name, component: [library, class], ...}, each class imported by name."""
+    components: dict[str, JSON] = {}
+    pipeline = value.get("_class_name")
+    if not isinstance(pipeline, str) or _CLASS_NAME.fullmatch(pipeline) is None:
+        # A list here is a custom pipeline: [file of the repository, class].
+        yield Finding("config/remote-code", f"the pipeline is {clip(str(pipeline))}", member="_class_name")
+    for name, part in value.items():
+        if name.startswith("_") or not isinstance(part, list):
+            continue
+        library, kind = (*part, None, None)[:2]
+        if library is None and kind is None:  # an optional component that this model leaves out
+            continue
+        is_known = isinstance(library, str) and library in _PIPELINE_LIBRARIES
+        if not is_known or not isinstance(kind, str) or _CLASS_NAME.fullmatch(kind) is None or len(part) > 3:
+            yield Finding(
+                "config/remote-code", f"{clip(name)} is made by {clip(str(part))}", member=clip(name)
+            )
+        components[name[:MAX_FACT_CHARS]] = f"{library}.{kind}"[:MAX_FACT_CHARS]
+    facts["components"] = dict(sorted(components.items())[:64])
+
+
 def _read_modules(value: JSON, facts: Facts) -> Iterator[Finding]:
     """modules.json of sentence-transformers: [{idx, name, path, type}], type imported by its dotted name."""
     modules = value if isinstance(value, list) else []
@@ -165,7 +212,7 @@ def _read_modules(value: JSON, facts: Facts) -> Iterator[Finding]:
     for module in modules:
         kind = module.get("type") if isinstance(module, dict) else None
         path = module.get("path", "") if isinstance(module, dict) else None
-        if not isinstance(kind, str) or not kind.startswith("sentence_transformers."):
+        if not isinstance(kind, str) or _SENTENCE_MODULE.fullmatch(kind) is None:
             yield Finding("config/remote-code", f"modules.json imports {clip(str(kind))}", member="type")
         if not isinstance(path, str) or (path and not is_inside(path)):
             yield Finding(
@@ -195,6 +242,7 @@ _READERS: Mapping[str, Callable[[Mapping[str, JSON], Facts], Iterator[Finding]]]
     "adapter_config.json": _read_adapter,
     "vocab.json": _read_vocabulary,
     "added_tokens.json": _read_vocabulary,
+    _PIPELINE_NAME: _read_pipeline,
 }
 
 
@@ -217,7 +265,8 @@ class HfConfigFormat:
 
     def sniff(self, head: bytes, path: str) -> bool:
         base = base_name(path)
-        return (base in CONFIG_NAMES or base.endswith(INDEX_SUFFIX)) and looks_like_json(head, path)
+        known = base in CONFIG_NAMES or base.endswith(INDEX_SUFFIX)
+        return known and looks_like_json(head, path) and not looks_like_keras(head)
 
     def read(self, source: ByteSource, path: str) -> Report:
         value = load(source)
@@ -228,7 +277,9 @@ class HfConfigFormat:
             findings.append(finding)
             if len(findings) >= MAX_FINDINGS:
                 break
-        return Report(self.name, facts, tuple(findings))
+        shards = facts.get("shards")
+        references = tuple(Reference(shard) for shard in shards) if isinstance(shards, dict) else ()
+        return Report(self.name, facts, tuple(findings), None, references)
 
 
 FORMAT = HfConfigFormat()

@@ -20,6 +20,8 @@ from steelyard.errors import Malformed
 from steelyard.formats.base import ByteSource, Finding, Report, Rule
 from steelyard.formats.chat_template import RULES as TEMPLATE_RULES
 from steelyard.formats.chat_template import examine_template
+from steelyard.formats.keras_objects import RULES as KERAS_RULES
+from steelyard.formats.keras_objects import examine_objects, is_object, looks_like_keras
 
 MAX_BYTES = 64 << 20
 MAX_VALUES = 4_000_000
@@ -67,6 +69,7 @@ CONTENT_RULES: Mapping[str, Rule] = {
         mend="Give the template as one string or as a list of {name, template}.",
     ),
     **TEMPLATE_RULES,
+    **KERAS_RULES,
 }
 
 RULES: Mapping[str, Rule] = {**PARSE_RULES, **CONTENT_RULES}
@@ -76,7 +79,7 @@ CONFIG_NAMES = frozenset(
     {
         "config.json", "generation_config.json", "tokenizer_config.json", "special_tokens_map.json",
         "preprocessor_config.json", "processor_config.json", "added_tokens.json", "vocab.json",
-        "adapter_config.json", "modules.json", "chat_template.json",
+        "adapter_config.json", "modules.json", "chat_template.json", "model_index.json",
     }
 )  # fmt: skip
 INDEX_SUFFIX = ".index.json"
@@ -106,6 +109,9 @@ _IMPORTS: Mapping[str, re.Pattern[str]] = {
 _WATCHED = _CODE_KEYS | _CODE_SWITCHES | _KERNEL_KEYS | set(_IMPORTS) | {"chat_template"}
 _CONTAINERS = frozenset({dict, list})
 
+# XGBoost's models and skops' schema.json begin so; see xgboost_model.py and skops_schema.py.
+XGBOOST_START = re.compile(rb'\s*\{\s*"learner"\s*:')
+SKOPS_START = re.compile(rb'\s*\{\s*"__(class|module|loader)__"\s*:')
 _STRING = re.compile(rb'"[^"]*"?')
 _STEP = 1 << 18
 _BRACKETS = bytes.maketrans(b"{}", b"[]")
@@ -239,9 +245,13 @@ def examine(value: JSON) -> tuple[Finding, ...]:
     """Findings on what a configuration would make its loader do: remote code and chat templates."""
     findings: list[Finding] = []
     stack = [value]
+    seen_keras = False
     while stack and len(findings) < MAX_FINDINGS:
         item = stack.pop()
         if isinstance(item, dict):
+            if not seen_keras and is_object(item):
+                seen_keras = True  # whatever file it stands in, Keras would build it
+                findings.extend(examine_objects(value))
             for key in sorted(_WATCHED.intersection(item)):
                 findings.extend(_examine_key(key, item[key]))
             if item.get("lc") == 1 and item.get("type") == "constructor":
@@ -288,19 +298,23 @@ def _names_of(item: JSON) -> str:
     return ", ".join(names) or "no name given"
 
 
-def _examine_chat_template(item: JSON) -> Iterator[Finding]:
-    """A string, a list of {name, template}, or a mapping of names to strings."""
+def template_texts(item: JSON) -> list[str]:
+    """The templates in a chat_template value: a text, a list of {name, template}, or a mapping of names to texts."""
+    return [each for each in _templates(item) if isinstance(each, str)]
+
+
+def _templates(item: JSON) -> list[JSON]:
     if item is None:
-        return
-    if isinstance(item, str):
-        templates: list[JSON] = [item]
-    elif isinstance(item, list):
-        templates = [each.get("template") if isinstance(each, dict) else None for each in item]
-    elif isinstance(item, dict):
-        templates = list(item.values())
-    else:
-        templates = [None]
-    for template in templates:
+        return []
+    if isinstance(item, list):
+        return [each.get("template") if isinstance(each, dict) else None for each in item]
+    if isinstance(item, dict):
+        return list(item.values())
+    return [item]
+
+
+def _examine_chat_template(item: JSON) -> Iterator[Finding]:
+    for template in _templates(item):
         if not isinstance(template, str):
             yield Finding("config/chat-template-shape", "a chat template is not text", member="chat_template")
             continue
@@ -336,7 +350,9 @@ class JsonFormat:
     def sniff(self, head: bytes, path: str) -> bool:
         base = base_name(path)
         known = base in CONFIG_NAMES or base == TOKENIZER_NAME or base.endswith(INDEX_SUFFIX)
-        return not known and looks_like_json(head, path)
+        is_skops = base == "schema.json" and SKOPS_START.match(head) is not None
+        elsewhere = is_skops or looks_like_keras(head) or XGBOOST_START.match(head) is not None
+        return not known and looks_like_json(head, path) and not elsewhere
 
     def read(self, source: ByteSource, path: str) -> Report:  # noqa: ARG002 - the plug's signature
         value = load(source)

@@ -10,9 +10,10 @@ its reader `safetensors/src/tensor.rs` (0.8). We refuse what it refuses, and als
 that does not start with '{', padding other than spaces, a name twice, an entry with further keys.
 """
 
+import hashlib
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple, NoReturn
 
@@ -266,9 +267,15 @@ class SafetensorsFormat:
             "tensors": len(header.tensors),
             "parameters": sum(_elements(tensor.shape) for tensor in header.tensors),
             "dtypes": dict(sorted(dtypes.items())),
+            "tensor_names_sha256": names_digest(tensor.name for tensor in header.tensors),
             "metadata": {key[:MAX_FACT_CHARS]: value[:MAX_FACT_CHARS] for key, value in metadata},
         }
         return Report(self.name, facts)
+
+
+def names_digest(names: Iterable[str]) -> str:
+    """SHA-256, hex, of tensor names in order, each ended by a line feed: what an index is compared by."""
+    return hashlib.sha256("".join(f"{name}\n" for name in sorted(names)).encode()).hexdigest()
 
 
 FORMAT = SafetensorsFormat()

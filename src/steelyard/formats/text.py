@@ -7,7 +7,7 @@ from itertools import islice
 
 from steelyard.digest import JSON
 from steelyard.errors import Malformed
-from steelyard.formats.base import ByteSource, Finding, Format, Report, Rule
+from steelyard.formats.base import ByteSource, Finding, Format, Report, Rule, Severity
 from steelyard.formats.licence_text import recognise
 
 MAX_BYTES = 4 << 20
@@ -17,6 +17,11 @@ RULES: Mapping[str, Rule] = {
     "text/size": Rule("a text that exhausts whoever reads it", "shorten it, or remove it"),
     "text/encoding": Rule("bytes that readers decode in different ways", "store the text as UTF-8"),
     "text/control": Rule("control characters that rewrite what a terminal shows", "remove them"),
+    "text/installer": Rule(
+        "packages from an address, a repository or a local path, whose code the installer runs",
+        "name packages of a registry and their versions",
+        Severity.REVIEW,
+    ),
 }
 _NAMES = re.compile(
     r"(readme|licen[cs]e|notice|copying|use_policy|usage_policy|acceptable_use|model_card|modelcard|changelog|authors"
@@ -28,6 +33,10 @@ _PAIR = re.compile(r"([A-Za-z][\w-]*):[ \t]*(\S.*)?")
 _ITEM = re.compile(r"\s*-[ \t]+(\S.*)")
 # Text files that other formats claim by name.
 _NOT_PROSE = frozenset({"merges.txt", "vocab.txt"})
+MAX_REQUIREMENTS = 2000
+# A package by name and extras, then versions, then an environment marker; no address, no option, no path.
+_REQUIREMENT = re.compile(r"([A-Za-z0-9][\w.-]*)[ \t]*(?:\[[\w ,.-]*\])?")
+_VERSION = re.compile(r"\s*(?:===?|[<>!~]=|[<>])\s*[\w.*+-]+\s*")
 _ALLOWED_CONTROL = frozenset("\t\n\r\f\ufeff\u200b\u200c\u200d\u00ad\u2060")
 
 
@@ -40,6 +49,8 @@ class TextFormat:
     def sniff(self, head: bytes, path: str) -> bool:
         base = path.rpartition("/")[2]
         prose = base.lower().endswith(_SUFFIXES) or ("." not in base and _NAMES.fullmatch(base) is not None)
+        if head.startswith(b"tree\nversion="):  # LightGBM's model, see lightgbm_model.py
+            return False
         return prose and base not in _NOT_PROSE and b"\0" not in head and head[:2] not in (b"PK", b"\x80\x02")
 
     def read(self, source: ByteSource, path: str) -> Report:
@@ -51,9 +62,45 @@ class TextFormat:
             found = recognise(text)
             facts["licence"] = found.licence if found else None
             facts["licence_is_exact"] = found.is_exact if found else False
+        elif _is_requirements(base):
+            facts["packages"], asks = _packages(text)
+            findings = (*findings, *asks)
         elif base.startswith(("readme", "model_card", "modelcard")):
             facts["front_matter"] = front_matter(text)
         return Report(self.name, facts, findings)
+
+
+def _is_requirements(base: str) -> bool:
+    return base.endswith(".txt") and base.startswith(("requirements", "constraints"))
+
+
+def _packages(text: str) -> tuple[list[JSON], list[Finding]]:
+    """The packages a requirements file names, and one question if an installer would fetch anything by address."""
+    packages: list[JSON] = []
+    asks: list[str] = []
+    for line in (line.partition("#")[0].strip() for line in text.splitlines()[:MAX_REQUIREMENTS]):
+        if not line:
+            continue
+        if (package := _package_of(line)) is not None:
+            packages.append(package)
+        elif len(asks) < MAX_FINDINGS:
+            asks.append(line[:100])
+    if not asks:
+        return packages, []
+    shown = ", ".join(ascii(ask) for ask in asks[:3])
+    return packages, [Finding("text/installer", f"an installer would read {shown}; install it?")]
+
+
+def _package_of(line: str) -> str | None:
+    """The package a line names, if that and versions of it is all the line says."""
+    named, _, marker = line.partition(";")
+    match = _REQUIREMENT.match(named)
+    if match is None or "@" in marker or "/" in marker:
+        return None
+    versions = named[match.end() :].strip().removeprefix("(").removesuffix(")")
+    if versions and not all(_VERSION.fullmatch(each) for each in versions.split(",")):
+        return None
+    return match[1]
 
 
 def _hidden(text: str) -> Iterator[Finding]:
