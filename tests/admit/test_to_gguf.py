@@ -21,7 +21,8 @@ from gguf import GGUFReader, quants
 from safetensors.numpy import load_file, save_file
 from tokenizers import Regex, Tokenizer, normalizers, pre_tokenizers
 
-from steelyard.admit.to_gguf import convert, lineage_predicate, quantise
+from steelyard.admit.lineage import lineage_predicate
+from steelyard.admit.to_gguf import convert, quantise
 from steelyard.admit.to_gguf_config import shape_of
 from steelyard.admit.to_gguf_tensors import Weights, blocks, plan
 from steelyard.admit.to_gguf_tokenizer import _LLAMA3, _QWEN2

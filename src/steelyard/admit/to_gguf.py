@@ -9,17 +9,19 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 from gguf import GGMLQuantizationType, GGUFValueType, GGUFWriter, LlamaFileType, RopeScalingType
 
+from steelyard.admit.from_grok import Config
+from steelyard.admit.lineage import Conversion
 from steelyard.admit.to_gguf_config import Shape, shape_of
+from steelyard.admit.to_gguf_grok import ARCH, add_config, grok_config, is_grok
+from steelyard.admit.to_gguf_grok import plan as grok_plan
 from steelyard.admit.to_gguf_tensors import OUT_TYPES, FdSource, Planned, Weights, blocks, load_json, plan
 from steelyard.admit.to_gguf_tokenizer import (
     Specials,
@@ -29,9 +31,7 @@ from steelyard.admit.to_gguf_tokenizer import (
 )
 from steelyard.digest import JSON
 from steelyard.errors import Refused, Unavailable, WrongUsage
-from steelyard.evidence import timestamp
 from steelyard.formats.gguf import header_of
-from steelyard.model import Model
 
 KINDS = ("q8_0", "q4_k_m")
 MAX_CONFIG_BYTES = 1 << 20
@@ -42,15 +42,6 @@ _FILE_TYPES = {
     "BF16": LlamaFileType.MOSTLY_BF16,
 }
 _LICENCE = re.compile(rb"^license: *[\"']?([A-Za-z0-9.+-]{1,64})[\"']? *$", re.MULTILINE)
-
-
-@dataclass(frozen=True, slots=True)
-class Conversion:
-    """What was done to get `target`: `operation` is convert or quantise, `parameters` goes into the lineage."""
-
-    operation: str
-    target: Path
-    parameters: Mapping[str, JSON]
 
 
 def convert(
@@ -69,13 +60,20 @@ def convert(
     if not config_path.exists():
         raise WrongUsage(f"{source_dir} has no config.json")
     config = load_json(config_path, MAX_CONFIG_BYTES)
-    shape = shape_of(config)
+    shape: Shape | Config = grok_config(config) if is_grok(config) else shape_of(config)
     vocabulary = vocabulary_of(source_dir, shape.vocabulary)
     specials = specials_of(source_dir, vocabulary, config)
     with Weights(source_dir) as weights, whole_file(target) as temporary:
-        tensors = plan(shape, weights, outtype)
-        writer = GGUFWriter(temporary, shape.family.arch)
-        _add_shape(writer, shape, tensors)
+        if isinstance(shape, Config):
+            tensors = grok_plan(shape, weights, outtype)
+            writer = GGUFWriter(temporary, ARCH)
+            writer.add_file_type(_file_type(tensors))
+            add_config(writer, shape)
+        else:
+            tensors = plan(shape, weights, outtype)
+            writer = GGUFWriter(temporary, shape.family.arch)
+            writer.add_file_type(_file_type(tensors))
+            _add_shape(writer, shape)
         licence = _licence(source_dir)
         if licence:
             writer.add_license(licence)
@@ -137,17 +135,6 @@ def _quantised_in_child(source: Path, target: Path, kind: str) -> dict[str, int]
     return types
 
 
-def lineage_predicate(conversion: Conversion, source: Model, now: datetime) -> dict[str, JSON]:
-    """The body of a lineage statement about the converted file: which model it was made from, and how."""
-    return {
-        "issued_at": timestamp(now),
-        "operation": conversion.operation,
-        "source": {"name": source.name, "digest": {"sha256": source.digest.hex}},
-        "parameters": dict(conversion.parameters),
-        "tool": {"name": "steelyard", "version": version("steelyard")},
-    }
-
-
 @contextmanager
 def whole_file(target: Path) -> Iterator[Path]:
     """A temporary path beside `target`, synced and renamed to it at the end, removed on any error."""
@@ -186,9 +173,13 @@ def write_tensors(
     writer.close()
 
 
-def _add_shape(writer: GGUFWriter, shape: Shape, tensors: tuple[Planned, ...]) -> None:
-    matrices = [entry.dtype for entry in tensors if len(entry.shape) == 2]
-    writer.add_file_type(_FILE_TYPES[max(sorted(set(matrices)), key=matrices.count)])
+def _file_type(tensors: tuple[Planned, ...]) -> LlamaFileType:
+    """By the type of most matrices."""
+    matrices = [entry.dtype for entry in tensors if len(entry.shape) > 1]
+    return _FILE_TYPES[max(sorted(set(matrices)), key=matrices.count)]
+
+
+def _add_shape(writer: GGUFWriter, shape: Shape) -> None:
     writer.add_vocab_size(shape.vocabulary)
     writer.add_context_length(shape.context)
     writer.add_embedding_length(shape.hidden)

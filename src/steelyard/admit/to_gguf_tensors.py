@@ -9,7 +9,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -34,7 +34,10 @@ Floats = npt.NDArray[np.float32]
 
 @dataclass(frozen=True, slots=True)
 class Planned:
-    """One tensor of the GGUF. `shape` is row-major; `turned` > 0 moves the rows of each head of that many rows."""
+    """One tensor of the GGUF. `shape` is row-major; `turned` > 0 moves the rows of each head of that many rows.
+
+    `transposed`: stored with its last two axes the other way round.
+    """
 
     name: str
     source: str
@@ -42,6 +45,7 @@ class Planned:
     dtype: str
     turned: int = 0
     constant: tuple[float, ...] = ()
+    transposed: bool = False
 
     @property
     def size(self) -> int:
@@ -116,6 +120,17 @@ class Weights:
                 raise Refused(f"tensor {tensor.name} is in two shards")
             self.tensors[tensor.name] = _stored(source, header.data_start, tensor)
 
+    def columns(self, name: str, matrix: int, start: int, count: int) -> Floats:
+        """Columns [start, start + count) of one matrix of a tensor (.., K, N), as rows: float32 (count, K)."""
+        stored = self.tensors[name]
+        rows, columns = stored.shape[-2:]
+        width = WIDTHS[stored.dtype]
+        first = stored.offset + (matrix * rows * columns + start) * width
+        data = b"".join(
+            stored.source.read(first + row * columns * width, count * width) for row in range(rows)
+        )
+        return np.ascontiguousarray(as_float32(data, stored.dtype).reshape(rows, count).T)
+
     def rows(self, name: str, start: int, count: int) -> Floats:
         """Rows [start, start + count) of a tensor as float32 (count, columns); a vector is one row."""
         stored = self.tensors[name]
@@ -185,24 +200,27 @@ def plan(shape: Shape, weights: Weights, outtype: str) -> tuple[Planned, ...]:
         raise Refused(f"{len(left)} tensors are unexpected for this architecture, the first is {left[0]}")
     if shape.tied and "lm_head.weight" in weights.tensors:
         _require_equal(weights, "lm_head.weight", "model.embed_tokens.weight")
-    return tuple(_typed(entry, weights, outtype) for entry in wanted)
+    return tuple(typed(entry, weights, outtype) for entry in wanted)
 
 
 def _is_tied_copy(name: str, shape: Shape) -> bool:
     return shape.tied and name == "lm_head.weight"
 
 
-def _typed(entry: Planned, weights: Weights, outtype: str) -> Planned:
+def typed(entry: Planned, weights: Weights, outtype: str) -> Planned:
+    """`entry` with the type it is written in. Raises Refused when what is stored has another shape or no floats."""
     if entry.constant:
         return entry
     stored = weights.tensors[entry.source]
-    if stored.shape != entry.shape:
-        raise Refused(f"{entry.source} has shape {stored.shape}, config.json implies {entry.shape}")
+    *batch, rows, columns = (1, *entry.shape)
+    implied = tuple((*batch, columns, rows)[1:]) if entry.transposed else entry.shape
+    if stored.shape != implied:
+        raise Refused(f"{entry.source} has shape {stored.shape}, config.json implies {implied}")
     if stored.dtype not in WIDTHS:
         raise Refused(f"{entry.source} has dtype {stored.dtype}, expected F32, F16 or BF16")
     dtype = stored.dtype if outtype == "auto" else outtype.upper()
     dtype = "F32" if len(entry.shape) == 1 else dtype
-    return Planned(entry.name, entry.source, entry.shape, dtype, entry.turned)
+    return replace(entry, dtype=dtype)
 
 
 def _wanted(shape: Shape) -> Iterator[Planned]:
@@ -255,6 +273,9 @@ def blocks(entry: Planned, weights: Weights, block_bytes: int = BLOCK_BYTES) -> 
     if entry.constant:
         yield np.asarray(entry.constant, dtype="<f4").tobytes()
         return
+    if entry.transposed:
+        yield from _transposed(entry, weights, block_bytes)
+        return
     rows, columns = (1, entry.shape[0]) if len(entry.shape) == 1 else entry.shape
     if len(entry.shape) == 1:
         vector = weights.rows(entry.source, 0, 1)
@@ -267,6 +288,15 @@ def blocks(entry: Planned, weights: Weights, block_bytes: int = BLOCK_BYTES) -> 
     for start in range(0, rows, step):
         block = weights.rows(entry.source, start, min(step, rows - start))
         yield _as_bytes(_turn(block, entry.turned) if entry.turned else block, entry)
+
+
+def _transposed(entry: Planned, weights: Weights, block_bytes: int) -> Iterator[bytes]:
+    """Each matrix of the tensor by blocks of stored columns."""
+    *batch, rows, columns = entry.shape
+    step = max(1, block_bytes // (columns * 4))
+    for matrix in range(int(np.prod(batch, dtype=np.int64))):
+        for start in range(0, rows, step):
+            yield _as_bytes(weights.columns(entry.source, matrix, start, min(step, rows - start)), entry)
 
 
 def _turn(block: Floats, head_dim: int) -> Floats:
