@@ -10,6 +10,7 @@ import os
 import stat
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
@@ -124,25 +125,43 @@ def _utf8(name: str) -> str:
 
 def _weigh(root: Path, leaf: Leaf, progress: Callable[[int], None] | None) -> File:
     path = root if leaf.path == "." else root / leaf.path
+    with open_file(path, is_root=leaf.path == ".") as descriptor:
+        return File(leaf.path, *weigh(descriptor, path, leaf.size, progress))
+
+
+@contextmanager
+def open_file(path: Path, *, is_root: bool = False) -> Iterator[int]:
+    """A descriptor of a regular file, never of what a link points to. is_root: the path itself may be a link.
+
+    Raises Malformed tree/changed-while-reading when it is no regular file (any more), Unavailable.
+    """
     # A single file may be named through a link; inside a tree every link has been refused.
-    flags = _OPEN_FLAGS & ~os.O_NOFOLLOW if leaf.path == "." else _OPEN_FLAGS
+    flags = _OPEN_FLAGS & ~os.O_NOFOLLOW if is_root else _OPEN_FLAGS
     try:
         descriptor = os.open(path, flags)
     except OSError as error:
         raise Unavailable(f"{path}: {error.strerror}") from error
     try:
-        before = os.fstat(descriptor)
-        if not stat.S_ISREG(before.st_mode):
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             raise Malformed(f"{path}: no longer a regular file", rule="tree/changed-while-reading")
-        size, value = _hash(descriptor, progress)
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def weigh(
+    descriptor: int, path: Path, size: int, progress: Callable[[int], None] | None = None
+) -> tuple[int, str]:
+    """Size in bytes and SHA-256 in hex of an open file, from its start, which must be `size` bytes and hold still."""
+    try:
+        before = os.fstat(descriptor)
+        found, value = _hash(descriptor, progress)
         after = os.fstat(descriptor)
     except OSError as error:
         raise Unavailable(f"{path}: {error.strerror}") from error
-    finally:
-        os.close(descriptor)
-    if _identity(before) != _identity(after) or not size == before.st_size == leaf.size:
+    if _identity(before) != _identity(after) or not found == before.st_size == size:
         raise Malformed(f"{path}: changed while it was read", rule="tree/changed-while-reading")
-    return File(leaf.path, size, value)
+    return found, value
 
 
 def _identity(status: os.stat_result) -> Identity:

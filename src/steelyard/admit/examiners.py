@@ -55,6 +55,7 @@ def examine_scan(scan: Scan, now: datetime) -> Predicate:
         now,
         tool={"name": "steelyard", "version": __version__},
         ruleset=str(scan.ruleset),
+        confinement=scan.confinement,
         verdict=scan.verdict.value,
         files=len(scan.files),
         bytes=sum(file.size for file in scan.files),

@@ -1,18 +1,23 @@
-"""Scan a file or directory: weigh it, let exactly one format read each file, and give a verdict. Executes nothing."""
+"""Scan a file or directory: weigh it, let exactly one format read each file, and give a verdict. Executes nothing.
 
-import os
+Each file is opened once; one confined process parses and hashes it (`worker`, `pool`), several files at a time.
+"""
+
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
-from steelyard.admit.rules import TREE_RULES
-from steelyard.digest import JSON, Digest, canonical_json, sha256
-from steelyard.errors import Malformed, Unavailable
-from steelyard.formats.base import Finding, Report, Rule, Severity
+from steelyard.admit.examined import Examined
+from steelyard.admit.pool import Answer, Job, Pool
+from steelyard.admit.relations import relate
+from steelyard.admit.rules import TREE_RULES, ruleset_of
+from steelyard.admit.worker import examine
+from steelyard.digest import JSON, Digest
+from steelyard.errors import Malformed
+from steelyard.formats.base import Finding, Rule, Severity
 from steelyard.formats.registry import Registry
-from steelyard.manifest import identities_of, manifest_of
+from steelyard.manifest import identities_of, leaves_of, open_file, weigh
 from steelyard.model import File, Model
 
 CHANGED = "tree/changed-while-reading"
@@ -27,16 +32,6 @@ class Verdict(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Examined:
-    """One file with what its format said of it."""
-
-    path: str
-    size: int
-    sha256: str
-    report: Report
-
-
-@dataclass(frozen=True, slots=True)
 class Scan:
     """What was found. `model` is absent when the tree itself could not be weighed (`tree` then says why)."""
 
@@ -45,6 +40,7 @@ class Scan:
     files: tuple[Examined, ...]
     tree: tuple[Finding, ...]
     rules: Mapping[str, Rule]
+    confinement: Mapping[str, JSON] | None = None  # of the processes that parsed; absent when this one did
 
     @property
     def verdict(self) -> Verdict:
@@ -55,8 +51,8 @@ class Scan:
 
     @property
     def ruleset(self) -> Digest:
-        """Names the rules that were applied, so that newer ones can ask for another scan."""
-        return sha256(canonical_json({name: [r.attack, r.severity.value] for name, r in self.rules.items()}))
+        """Names the rules and the parsers that were applied, so that newer ones can ask for another scan."""
+        return ruleset_of(self.rules)
 
     def findings(self) -> Iterator[tuple[str, Finding]]:
         """Every finding with the path of its file, in path order; those on the tree first."""
@@ -86,68 +82,67 @@ class Scan:
 
 
 def scan(
-    root: Path, registry: Registry, *, name: str | None = None, progress: Callable[[int], None] | None = None
+    root: Path,
+    registry: Registry,
+    *,
+    name: str | None = None,
+    progress: Callable[[int], None] | None = None,
+    is_isolated: bool = False,
 ) -> Scan:
     """Weigh and examine everything below `root`, or the one file it is.
 
-    name: what to call the model (default: the folder's or file's name).  progress: bytes hashed so far, any thread.
+    name: what to call the model (default: the folder's or file's name).  progress: bytes hashed since the last call.
+    is_isolated: parse in confined processes, which are forked: for a caller without threads.
     Raises WrongUsage for a missing or empty path, Unavailable for a file that cannot be read.
     """
     rules = {**registry.rules(), **TREE_RULES}
     try:
         before = identities_of(root)
-        model = manifest_of(root, progress=progress)
+        answers, confinement = _examine(root, registry, progress, is_isolated)
+        model = Model(
+            root.resolve().name, tuple(File(a.job.path, a.job.size, _known(a, root)) for a in answers)
+        )
     except Malformed as error:
         return Scan(root, None, (), (Finding(error.rule, error.message, error.offset),), rules)
-    files = tuple(
-        Examined(file.path, file.size, file.sha256, _read(root, file, registry)) for file in model.files
-    )
+    reports = {answer.job.path: answer.report for answer in answers}
     # The parsers must have seen the bytes that were hashed.
     changed = tuple(
         Finding(CHANGED, f"{path}: changed while it was examined")
         for path in sorted({path for path, _ in before.items() ^ identities_of(root).items()})
     )
-    return Scan(root, Model(name or model.name, model.files), files, changed, rules)
+    files = tuple(Examined(f.path, f.size, f.sha256, reports[f.path]) for f in model.files)
+    related = relate(root, files)
+    return Scan(
+        root,
+        Model(name or model.name, model.files),
+        related.files,
+        (*changed, *related.tree),
+        rules,
+        confinement,
+    )
 
 
-def _path(root: Path, relative: str) -> Path:
-    return root if relative == "." else root / relative
+def _examine(
+    root: Path, registry: Registry, progress: Callable[[int], None] | None, is_isolated: bool
+) -> tuple[list[Answer], Mapping[str, JSON] | None]:
+    """Every file of the tree, largest first, in this process or in confined ones."""
+    leaves = sorted(leaves_of(root), key=lambda leaf: leaf.size, reverse=True)
+    jobs = [Job(str(root), f.path, root.name if f.path == "." else f.path, f.size) for f in leaves]
+    if is_isolated:
+        with Pool(registry) as pool:
+            return pool.run(jobs, progress), pool.confinement
+    answers = []
+    for job in jobs:
+        place = root if job.path == "." else root / job.path
+        found = examine(registry, place, job.name, job.size, is_root=job.path == ".", progress=progress)
+        answers.append(Answer(job, *found))
+    return answers, None
 
 
-def _read(root: Path, file: File, registry: Registry) -> Report:
-    with closing(_FileSource(_path(root, file.path), file.size)) as source:
-        return registry.read(source, root.name if file.path == "." else file.path)
-
-
-class _FileSource:
-    """A ByteSource over an open file."""
-
-    def __init__(self, path: Path, size: int) -> None:
-        self._path = path
-        self._size = size
-        try:
-            self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-        except OSError as error:
-            raise Unavailable(f"{path}: {error.strerror}") from error
-
-    @property
-    def size(self) -> int:
-        return self._size
-
-    def read(self, offset: int, size: int) -> bytes:
-        if offset < 0 or size < 0 or offset + size > self._size:
-            raise ValueError(f"read of {size} bytes at {offset} is outside {self._size} bytes")
-        parts = []
-        while size:
-            try:
-                part = os.pread(self._descriptor, size, offset)
-            except OSError as error:
-                raise Unavailable(f"{self._path}: {error.strerror}") from error
-            if not part:
-                raise Malformed(f"{self._path}: became shorter while it was read", rule=CHANGED)
-            parts.append(part)
-            offset, size = offset + len(part), size - len(part)
-        return b"".join(parts)
-
-    def close(self) -> None:
-        os.close(self._descriptor)
+def _known(answer: Answer, root: Path) -> str:
+    """The file's SHA-256; weighed here when its worker was lost."""
+    if answer.sha256 is not None:
+        return answer.sha256
+    path = root if answer.job.path == "." else root / answer.job.path
+    with open_file(path, is_root=answer.job.path == ".") as descriptor:
+        return weigh(descriptor, path, answer.job.size)[1]

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Protocol
+from typing import Any, Protocol
 
 from steelyard.digest import JSON
 
@@ -76,6 +76,27 @@ class Report:
     findings: tuple[Finding, ...] = ()
     children: "Callable[[], Iterator[Child]] | None" = None
     references: tuple[Reference, ...] = ()
+
+    def to_json(self) -> dict[str, JSON]:
+        """As JSON, for the pipe between processes; children cannot cross it."""
+        if self.children is not None:
+            raise ValueError("the registry has not read this report's children")
+        return {
+            "format": self.format,
+            "facts": self.facts,
+            "findings": [[f.rule, f.message, f.offset, f.member] for f in self.findings],
+            "references": [[r.path, r.end] for r in self.references],
+        }
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> "Report":
+        return cls(
+            value["format"],
+            value["facts"],
+            tuple(Finding(*finding) for finding in value["findings"]),
+            None,
+            tuple(Reference(*reference) for reference in value["references"]),
+        )
 
 
 class ByteSource(Protocol):
