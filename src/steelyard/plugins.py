@@ -38,7 +38,7 @@ def load(group: str, allowed: Collection[str] = ()) -> dict[str, LoadedPlugin]:
     """
     loaded: dict[str, LoadedPlugin] = {}
     for entry in _entries(group):
-        distribution = entry.dist.name if entry.dist else "?"
+        distribution, version = _made_by(entry.dist)
         if distribution != BUILT_IN and entry.name not in allowed:
             continue
         if entry.name in loaded:
@@ -49,14 +49,18 @@ def load(group: str, allowed: Collection[str] = ()) -> dict[str, LoadedPlugin]:
             value = entry.load()
         except (ImportError, AttributeError) as error:
             raise Unavailable(f"{group}: {entry.name!r} of {distribution} does not load: {error}") from error
-        loaded[entry.name] = LoadedPlugin(
-            entry.name, value, distribution, entry.dist.version if entry.dist else "?"
-        )
+        loaded[entry.name] = LoadedPlugin(entry.name, value, distribution, version)
     installed = {entry.name for name in GROUPS for entry in _entries(name)}
     missing = sorted(set(allowed) - installed)
     if missing:
         raise WrongUsage(f"the configuration allows the plugin {missing[0]!r}, which is not installed")
     return loaded
+
+
+@cache
+def _made_by(distribution: importlib.metadata.Distribution | None) -> tuple[str, str]:
+    """Name and version. Parsed once for all entry points of one distribution."""
+    return (distribution.name, distribution.version) if distribution else ("?", "?")
 
 
 @cache

@@ -196,7 +196,7 @@ def test_convert_refuses_what_policy_refuses(yard, helpdesk):
 
 
 def test_convert_refuses_files_that_changed_since(yard, helpdesk):
-    admitted(yard, helpdesk)
+    assert yard("admit", helpdesk, "--no-copy") == 0
     (helpdesk / "README.md").write_text("other")
     assert yard("model", "convert", "helpdesk") == 1
     assert "was admitted" in yard.err

@@ -3,15 +3,17 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from functools import cache
 from pathlib import Path
 
 from steelyard.admit.examiners import Predicate, examine_all
-from steelyard.admit.rules import registry
+from steelyard.admit.rules import TREE_RULES, registry, ruleset_of
 from steelyard.admit.scan import Scan, Verdict, scan
 from steelyard.cli.installation import Installation, subject_of
 from steelyard.cli.talk import Talk
+from steelyard.digest import Digest
 from steelyard.errors import Malformed, Refused
-from steelyard.evidence import Evidence
+from steelyard.evidence import PREDICATE_PREFIX, Evidence
 from steelyard.formats.base import Severity
 from steelyard.manifest import leaves_of
 from steelyard.model import Model
@@ -37,7 +39,7 @@ def scan_path(path: Path, plugins: tuple[str, ...], talk: Talk, *, name: str | N
     except Malformed:
         total = 0  # the scan reports what is wrong with the tree
     with talk.bar(f"weighing {path.name}", total) as bar:
-        return scan(path, registry(plugins), name=name, progress=bar.advance)
+        return scan(path, registry(plugins), name=name, progress=bar.advance, is_isolated=True)
 
 
 def examine_path(path: Path, plugins: tuple[str, ...], talk: Talk, *, name: str | None = None) -> Examination:
@@ -64,6 +66,36 @@ def sign_and_decide(
     home.store.put_model(examination.model, source=str(source.resolve()))
     signed = [home.attest([subject], predicate.type, predicate.body) for predicate in predicates]
     return home.conclude(examination.model, policy, now, [*also, *signed])
+
+
+def concerns_of(home: Installation, model: Model) -> tuple[str, ...]:
+    """Why an admitted model should be looked at again: newer rules than its scan's, or a later advisory.
+
+    Nothing of the model is read: the evidence says it.
+    """
+    newest: dict[str, Evidence] = {}
+    for item in home.store.evidence_for(model.digest.hex):
+        if any(subject.sha256 == model.digest.hex for subject in item.statement.subjects):
+            newest[item.statement.predicate_type] = item
+    concerns = []
+    scanned = newest.get(f"{PREDICATE_PREFIX}scan:v1")
+    if scanned and scanned.statement.predicate.get("ruleset") != str(current_ruleset(home.config.plugins)):
+        concerns.append(
+            f"scanned by other rules than today's; run: steelyard admit --again {model.digest.hex[:12]}"
+        )
+    advised = newest.get(f"{PREDICATE_PREFIX}advisories:v1")
+    if advised and advised.statement.predicate.get("verdict") != "clear":
+        count = len(advised.statement.predicate.get("matches", ()))
+        concerns.append(
+            f"{count} known vulnerabilities in what serves it; run: steelyard advisories check {model.name}"
+        )
+    return tuple(concerns)
+
+
+@cache
+def current_ruleset(plugins: tuple[str, ...]) -> Digest:
+    """The digest of the rules and parsers that a scan would use now."""
+    return ruleset_of({**registry(plugins).rules(), **TREE_RULES})
 
 
 def scan_text(found: Scan, talk: Talk) -> str:

@@ -19,7 +19,7 @@ COMMANDS = {
     "admit": "scan, sign the evidence, decide by policy",
     "serve": "answer OpenAI clients from admitted models only",
     "demo": "the main job in a minute, offline, with one refusal",
-    "model": "ls, show, convert, alias",
+    "model": "ls, show, convert, alias, export, import, drop, gc",
     "evidence": "show, verify, export, revoke",
     "policy": "check, explain",
     "signature": "sign, verify OpenSSF model signatures",
