@@ -28,6 +28,7 @@ from steelyard.formats.pickled_shapes import (
     is_kind,
     is_plain,
     items_of,
+    pairs_of,
     size_of,
 )
 
@@ -125,10 +126,9 @@ def _ordered(args: Sequence[Value]) -> Value:
 
 def _ordered_state(_node: Node, state: Value) -> None:
     """`module.state_dict()` carries one attribute, `_metadata`: module path -> {'version': n}."""
-    fit(isinstance(state, Node) and state.kind == "dict", "a dict")
-    kept = state.kept or [] if isinstance(state, Node) else []
-    fit(kept[0::2] == ["_metadata"] and len(kept) == 2, "the one attribute _metadata")
-    fit(is_kind(kept[1], "OrderedDict", "dict"), "a mapping for _metadata")
+    pairs = pairs_of(state, "the state")
+    fit([name for name, _ in pairs] == ["_metadata"], "the one attribute _metadata")
+    fit(is_kind(pairs[0][1], "OrderedDict", "dict"), "a mapping for _metadata")
 
 
 def _counter(args: Sequence[Value]) -> Value:

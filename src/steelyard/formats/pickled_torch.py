@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from steelyard.formats.pickle_values import FLOAT, Global, Misfit, Node, Spec, Value, node_of
-from steelyard.formats.pickled_shapes import MAX_DIMENSIONS, fit, is_int, is_kind, items_of, shape_of
+from steelyard.formats.pickled_shapes import MAX_DIMENSIONS, fit, is_int, is_kind, items_of, pairs_of, shape_of
 
 # Assigning these changes what a tensor does, not what it says about itself.
 TENSOR_ATTRIBUTES = frozenset({"data", "grad", "requires_grad", "names", "real", "imag"})
@@ -105,8 +105,9 @@ def _no_hooks(value: Value) -> None:
 
 
 def _bits(value: Value) -> None:
-    fit(value is None or is_kind(value, "dict"), "a dict of tensor bits")
-    for name in (value.kept or [])[0::2] if isinstance(value, Node) else []:
+    if value is None:
+        return
+    for name, _ in pairs_of(value, "the tensor bits"):
         fit(name in {"conj", "neg"}, "the bits conj and neg")
 
 
