@@ -1,5 +1,7 @@
 """Claim: our pickle machine reads op-dense pickles faster than picklescan and fickling.
 
+Two samples of records, whose shape repeats as in most dense pickles, and one flat vocabulary, where nothing repeats.
+
 Baseline: picklescan's and fickling's own entry points and `pickletools.genops`, each in an interpreter of its own,
 one scan a round, interleaved, after one scan to warm up. `--rivals DIR` names a virtual environment that has the
 rivals; without it they are taken from this interpreter, and where they are absent the line says "not measured".
@@ -52,6 +54,16 @@ def sample(rows: int, protocol: int) -> bytes:
     return pickle.dumps(record, protocol)
 
 
+def vocabulary(rows: int) -> bytes:
+    """One flat dict of text to number: dense, and no record repeats."""
+    chance = random.Random(2)
+    names = {
+        "".join(chance.choices("abcdefghij", k=chance.randint(1, 12))): chance.getrandbits(20)
+        for _ in range(rows)
+    }
+    return pickle.dumps(names, 4)
+
+
 def start(name: str, python: str, path: Path) -> subprocess.Popen[str] | None:
     process = subprocess.Popen(
         [python, "-c", PREAMBLE + SCANS[name] + LOOP, str(path)],
@@ -102,7 +114,10 @@ def main() -> int:
         for protocol in (2, 4):
             path = Path(folder) / f"dense{protocol}.pkl"
             path.write_bytes(sample(args.rows, protocol))
-            results[f"protocol {protocol}"] = measure(path, pythons, args.rounds)
+            results[f"records, protocol {protocol}"] = measure(path, pythons, args.rounds)
+        path = Path(folder) / "vocabulary.pkl"
+        path.write_bytes(vocabulary(6 * args.rows))
+        results["flat vocabulary"] = measure(path, pythons, args.rounds)
     print(json.dumps(results))
     return 0
 

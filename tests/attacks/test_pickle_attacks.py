@@ -144,6 +144,7 @@ ATTACKS: dict[str, tuple[str, bytes]] = {
     "nested pickle in bytes": ("pickle/nested", pickle.dumps({"weights": NESTED}, 4)),
     "nested pickle in protocol 2 bytes": ("pickle/nested", pickle.dumps({"weights": NESTED}, 2)),
     "nested pickle in a bytearray": ("pickle/nested", pickle.dumps(bytearray(NESTED), 5)),
+    "pickle of plain data inside bytes": ("pickle/inside", pickle.dumps({"w": pickle.dumps({"a": "b"}, 4)}, 4)),
     "nested three deep": ("pickle/nested", pickle.dumps(pickle.dumps(pickle.dumps(NESTED, 4), 4), 4)),
     "nested deeper than we look": ("pickle/nested", pickle.dumps(NINE, 4)),
     "doubling by memo": ("pickle/bomb", doubling(40)),

@@ -71,6 +71,7 @@ MAX_NAME = 512
 MAX_INTEGER_BYTES = 4096
 MAX_INTEGER_DIGITS = 4300
 MAX_NESTED = 3  # pickles inside bytes inside pickles
+MIN_INSIDE = 4  # opcodes of a pickle of plain data that is no accident of a few bytes
 MAX_NESTED_TEXT = 1 << 20
 MAX_INNER_BYTES = 1 << 28  # of all the pickles found inside one
 MAX_FINDINGS = 64
@@ -937,6 +938,15 @@ class _Machine:
         if whole and ((outcome.globals and not rules <= {"pickle/trailing"}) or "pickle/nested" in rules):
             worst = next(finding for finding in outcome.findings if finding.rule != "pickle/trailing")
             self.find("pickle/nested", f"the pickle inside {self._name()}: {worst.message} ({worst.rule})")
+        elif (
+            not rules
+            and outcome.end == inner.size
+            and outcome.protocol >= 2
+            and outcome.opcodes >= MIN_INSIDE
+        ):
+            self.find(
+                "pickle/inside", f"{self._name()} holds a whole pickle of {inner.size} bytes, of plain data"
+            )
 
     # Imports
 

@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping
 from typing import Final
 
-from steelyard.formats.base import ByteSource, Report, Rule
+from steelyard.formats.base import ByteSource, Report, Rule, Severity
 from steelyard.formats.grok import is_quantised
 from steelyard.formats.joblib_file import WRAPPER, names, read_plainly
 from steelyard.formats.pickle_machine import OPCODES, Outcome, run
@@ -43,6 +43,11 @@ RULES: Final[Mapping[str, Rule]] = {
     "pickle/persistent": Rule("Asking the loader's own hook for an object by name.", _SAVE_AGAIN),
     "pickle/buffer": Rule("Taking data from outside the scanned file.", _SAVE_AGAIN),
     "pickle/nested": Rule("Hiding a pickle in the bytes of another for a second load.", _SAVE_AGAIN),
+    "pickle/inside": Rule(
+        "A second pickle that some later code loads: does anything here load it?",
+        "Store the data itself, not a pickle of it.",
+        Severity.REVIEW,
+    ),
     "pickle/memo": Rule("Confusing scanners about which object a memo number names.", _SAVE_AGAIN),
     "pickle/cycle": Rule("Changing an object after it was judged as part of another.", _SAVE_AGAIN),
     "pickle/key": Rule("A key that cannot be hashed: the file never loaded for anyone.", _SAVE_AGAIN),

@@ -10,7 +10,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from steelyard.formats.pickle_values import FLOAT, Global, Misfit, Node, Spec, Value, node_of
-from steelyard.formats.pickled_shapes import MAX_DIMENSIONS, fit, is_int, is_kind, items_of, pairs_of, shape_of
+from steelyard.formats.pickled_shapes import (
+    MAX_DIMENSIONS,
+    fit,
+    is_int,
+    is_kind,
+    items_of,
+    pairs_of,
+    shape_of,
+)
 
 # Assigning these changes what a tensor does, not what it says about itself.
 TENSOR_ATTRIBUTES = frozenset({"data", "grad", "requires_grad", "names", "real", "imag"})
