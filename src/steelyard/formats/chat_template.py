@@ -103,11 +103,13 @@ RULES: Mapping[str, Rule] = {
 def examine_template(text: str) -> tuple[Finding, ...]:
     """What is refused or asked about in a template; empty when nothing is. Never raises.
 
-    At most MAX_FINDINGS findings, each rule and message once; messages name the line where there is one.
+    At most MAX_FINDINGS findings, each rule and message once; messages name the line where there is one. A rule that
+    asks a question asks it once: one answer serves every place.
     """
     findings: dict[tuple[str, str], Finding] = {}
     for finding in _examine(text):
-        findings.setdefault((finding.rule, finding.message), finding)
+        is_question = RULES[finding.rule].severity is Severity.REVIEW
+        findings.setdefault((finding.rule, "" if is_question else finding.message), finding)
         if len(findings) >= MAX_FINDINGS:
             break
     return tuple(findings.values())
