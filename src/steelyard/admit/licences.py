@@ -8,7 +8,8 @@ from importlib import resources
 
 from license_expression import ExpressionError, LicenseSymbol, get_spdx_licensing
 
-from steelyard.admit.scan import Examined, Scan
+from steelyard.admit.examined import Examined
+from steelyard.admit.scan import Scan
 from steelyard.digest import JSON
 
 MAX_EXPRESSION_CHARS = 200
