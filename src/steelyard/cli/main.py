@@ -23,6 +23,7 @@ COMMANDS = {
     "evidence": "show, verify, export, revoke",
     "policy": "check, explain",
     "signature": "sign, verify OpenSSF model signatures",
+    "openness": "how open a release is, or whether a service has weights at all",
     "bom": "a model's bill of materials: CycloneDX, SPDX",
     "advisories": "add, check, show: known vulnerabilities from an OSV dump",
     "environment": "check what is installed here against what its packages recorded",
@@ -143,6 +144,8 @@ def _noun(name: str) -> ModuleType:
             from steelyard.cli import ledger as module
         case "signature":
             from steelyard.cli import signature as module
+        case "openness":
+            from steelyard.cli import openness as module
         case "bom":
             from steelyard.cli import bom as module
         case "advisories":

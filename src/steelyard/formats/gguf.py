@@ -22,10 +22,11 @@ from steelyard.formats.gguf_header import (
     header_of,
 )
 
-__all__ = ["FORMAT", "RULES", "GgufFormat", "GgufHeader", "header_of", "metadata_of"]
+__all__ = ["FORMAT", "RULES", "GgufFormat", "GgufHeader", "base_models", "header_of", "metadata_of"]
 
 MAX_SPLITS = 1024
 MAX_FACT_CHARS = 200
+MAX_BASE_MODELS = 16
 
 RULES: Mapping[str, Rule] = {
     **STRUCTURE_RULES,
@@ -133,7 +134,22 @@ def _facts(header: GgufHeader) -> dict[str, JSON]:
     facts.update({fact: _bounded(metadata[key]) for fact, key in named.items() if key in metadata})
     if tokens := header.arrays.get("tokenizer.ggml.tokens"):
         facts["vocabulary"] = tokens.length
+    if bases := base_models(metadata):
+        facts["base_models"] = bases
     return facts
+
+
+def base_models(metadata: Mapping[str, JSON]) -> list[JSON]:
+    """The models this one was made from: their repositories, or `organisation/name` put together."""
+    count = metadata.get("general.base_model.count")
+    bases: list[JSON] = []
+    for index in range(min(count, MAX_BASE_MODELS) if type(count) is int else 0):
+        key = f"general.base_model.{index}"
+        named = [
+            str(metadata.get(f"{key}.{part}", "")).replace(" ", "-") for part in ("organization", "name")
+        ]
+        bases.append(_bounded(metadata.get(f"{key}.repo_url") or "/".join(part for part in named if part)))
+    return bases
 
 
 def _bounded(value: JSON) -> JSON:

@@ -8,7 +8,7 @@ from itertools import islice
 from steelyard.digest import JSON
 from steelyard.errors import Malformed
 from steelyard.formats.base import ByteSource, Finding, Format, Report, Rule, Severity
-from steelyard.formats.licence_text import recognise
+from steelyard.formats.licence_text import named, recognise, to_json
 
 MAX_BYTES = 4 << 20
 MAX_FRONT_MATTER_LINES = 2000
@@ -59,9 +59,10 @@ class TextFormat:
         facts: dict[str, JSON] = {"characters": len(text)}
         base = path.rpartition("/")[2].lower()
         if base.startswith(("licen", "copying", "unlicen")):
-            found = recognise(text)
-            facts["licence"] = found.licence if found else None
-            facts["licence_is_exact"] = found.is_exact if found else False
+            facts |= to_json(recognise(text))
+        elif base.startswith(("notice", "use_policy")):
+            if (licence := named(text)) is not None:
+                facts["licence_named"] = licence
         elif _is_requirements(base):
             facts["packages"], asks = _packages(text)
             findings = (*findings, *asks)
