@@ -44,7 +44,13 @@ PREDICATE_TYPE = "in-toto.io/predicate-type"
 
 REF = "org.opencontainers.image.ref.name"
 _TITLE = "org.opencontainers.image.title"
-_WEIGHTS = frozenset({"safetensors", "gguf", "torch-zip", "pickle", "onnx", "hdf5", "npy", "raw-tensors"})
+_WEIGHTS = frozenset(
+    {
+        "safetensors", "gguf", "pickle", "torch-zip", "torch-legacy", "torchscript", "torch-export", "grok", "onnx",
+        "raw-tensors", "hdf5", "keras-zip", "tensorflow", "tf-checkpoint", "tflite", "openvino", "npy", "npz",
+        "msgpack", "xgboost", "lightgbm", "joblib",
+    }
+)  # fmt: skip
 _KINDS = {"text": "doc", "image": "doc", "signature": "doc", "code": "code"}
 
 
