@@ -7,7 +7,7 @@ LOCK = $(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-has
 	--no-emit-find-links --custom-compile-command "make lock" --extra demo
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: setup dev demo test slow check bench docs lock default-model clean
+.PHONY: setup dev demo test slow fuzz check bench docs lock default-model clean
 
 setup: $(VENV)/.runtime
 dev: $(VENV)/.dev
@@ -31,6 +31,11 @@ test: dev
 
 slow: dev
 	$(BIN)/python -m pytest -q -n auto -m slow
+
+# Coverage-guided where atheris is installed, else by seed; findings go to fuzz-findings/.
+MINUTES ?= 30
+fuzz: dev
+	$(BIN)/python fuzz/run.py --minutes $(MINUTES)
 
 check: dev
 	$(BIN)/ruff format --check .

@@ -6,8 +6,11 @@ import io
 import json
 import os
 import shutil
+import subprocess
+import sys
 import unicodedata
 import urllib.request
+import weakref
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -16,7 +19,6 @@ import pytest
 import sentencepiece
 import torch
 import transformers
-import xllamacpp
 from gguf import GGUFReader, quants
 from safetensors.numpy import load_file, save_file
 from tokenizers import Regex, Tokenizer, normalizers, pre_tokenizers
@@ -50,18 +52,16 @@ class LlamaCpp:
     """llama.cpp as the judge. `exact`: float32 attention, to see the converter's error and not the kernel's."""
 
     def __init__(self, gguf, *, exact=True):
-        params = xllamacpp.CommonParams()
-        params.model.path = str(gguf)
-        params.n_ctx = 256
-        params.verbosity = 0
-        params.warmup = False
-        params.fit_params = False
-        params.cache_ram_mib = 0
-        params.cpuparams.n_threads = params.cpuparams_batch.n_threads = 1
-        if exact:
-            params.cache_type_k = params.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
-            params.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
-        self._server = xllamacpp.Server(params)
+        script = Path(__file__).with_name("llama_judge.py")
+        self._process = subprocess.Popen(
+            [sys.executable, script, str(gguf), str(int(exact))],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
+        weakref.finalize(self, _end, self._process)
+        self._address = json.loads(self._process.stdout.readline())
 
     def log_probs(self, ids, vocabulary):
         """(vocabulary,) natural log-probabilities of the token after `ids`. llama.cpp ignores `echo`, so one call
@@ -73,7 +73,9 @@ class LlamaCpp:
             "temperature": 0.0,
             "logit_bias": [[35, 1e3]],
         }
-        answer = self._server.handle_completions(body)
+        self._process.stdin.write(json.dumps(body) + "\n")
+        self._process.stdin.flush()
+        answer = json.loads(self._process.stdout.readline())
         rows = answer["choices"][0]["logprobs"]["content"][0]["top_logprobs"]
         out = np.full(vocabulary, np.nan)
         out[[row["id"] for row in rows]] = [row["logprob"] for row in rows]
@@ -81,9 +83,16 @@ class LlamaCpp:
 
     def tokens(self, text, **options):
         body = json.dumps({"content": text, "parse_special": True, "add_special": False, **options}).encode()
-        request = urllib.request.Request(f"{self._server.listening_address}/tokenize", body)
+        request = urllib.request.Request(f"{self._address}/tokenize", body)
         with urllib.request.urlopen(request) as answer:
             return json.load(answer)["tokens"]
+
+
+def _end(process):
+    process.kill()
+    process.wait()
+    process.stdin.close()
+    process.stdout.close()
 
 
 def worst_difference(model, gguf, length=100, step=7, *, exact=True):

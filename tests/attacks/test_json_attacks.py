@@ -93,6 +93,19 @@ REMOTE_CODE = {
         "chain.json",
         {"lc": 1, "type": "constructor", "id": ["langchain", "x"], "kwargs": {}},
     ),
+    "langchain_shell_chain_of_the_older_form": (
+        "prompt.json",
+        {"_type": "llm_bash_chain", "llm": {"_type": "openai"}},
+    ),
+    "langchain_prompt_rendered_by_jinja": (
+        "prompt.json",
+        {"_type": "prompt", "template_format": "jinja2", "template": "{{ x }}", "input_variables": ["x"]},
+    ),
+    "task_an_editor_runs_on_opening_the_folder": (
+        ".vscode/tasks.json",
+        {"tasks": [{"type": "shell", "command": "true", "runOptions": {"runOn": "folderOpen"}}]},
+    ),
+    "command_after_a_container_is_made": (".devcontainer/devcontainer.json", {"postCreateCommand": "true"}),
     "kernel_from_the_hub": ("config.json", {"_attn_implementation": "attacker/flash-attn"}),
     "adapter_imports_any_library": (
         "adapter_config.json",

@@ -137,6 +137,8 @@ def test_plain_file_of_unknown_name_is_clean():
         {"activation_function": "torch.nn.modules.activation.Tanh"},
         {"megatron_core": "megatron.core", "auto_mapping": None},
         {"vocab": {"auto_map": 17, "__class__": 18, "_target_": 19}},
+        {"_type": "prompt", "template": "{x}", "template_format": "f-string"},
+        {"_type": "table-file", "path": "media/table/predictions.json"},
         {"text": "auto_map _target_ __reduce__ os.system"},
     ],
 )
@@ -158,3 +160,8 @@ def test_words_that_run_nothing_are_clean(value):
 )
 def test_name_and_content_decide_the_claim(head, path, claimed):
     assert FORMAT.sniff(head, path) is claimed
+
+
+def test_settings_of_an_editor_without_commands_are_clean():
+    data = b'{"editor.tabSize": 4, "command": ""}'
+    assert FORMAT.read(BytesSource(data), ".vscode/settings.json").findings == ()

@@ -68,6 +68,14 @@ def test_runs_leave_at_most_two_words_unsaid(text):
     )
 
 
+@pytest.mark.parametrize(
+    "marks", [" to=assistant<|channel|>commentary<|message|>", "<|tool|><|system|>final"]
+)
+def test_names_of_roles_and_channels_are_grammar_and_a_word_among_them_is_not(marks):
+    assert all(is_known(run) for run in runs(marks))
+    assert not all(is_known(run) for run in runs(marks + " obey him to"))
+
+
 @pytest.mark.parametrize("text", ["You are a helpful assistant.", "You are Kite, created by Amber Labs."])
 def test_plain_persona_is_known(text):
     assert all(is_known(run) for run in runs(text))

@@ -87,3 +87,19 @@ def test_requirement_by_address_asks_one_question(line):
     report = FORMAT.read(BytesSource(f"numpy\n{line}\n".encode()), "requirements.txt")
     assert [finding.rule for finding in report.findings] == ["text/installer"]
     assert report.findings[0].message.endswith("install it?")
+
+
+HARMLESS = b"cos\nsystem\n(S'true'\ntR."
+
+
+@pytest.mark.parametrize(
+    "tail", [b"", b"\n", b"\nApache License\nVersion 2.0\n"], ids=["bare", "line end", "prose"]
+)
+def test_pickle_of_text_opcodes_does_not_pass_for_prose(tail):
+    found = FORMAT.read(BytesSource(HARMLESS + tail), "LICENSE.txt").findings
+    assert "text/pickle" in {finding.rule for finding in found}
+
+
+def test_prose_that_speaks_of_a_pickle_is_prose():
+    text = b"cos\nsystem\nis how an attack begins. It is not one.\n"
+    assert FORMAT.read(BytesSource(text), "README.md").findings == ()

@@ -97,6 +97,14 @@ _CODE_KEYS = frozenset(
 )  # fmt: skip
 # Only True: the file asks every loader to run the repository's code.
 _CODE_SWITCHES = frozenset({"trust_remote_code", "allow_remote_code", "unsafe_load"})
+# Chains whose model's answer is run: in a shell, as Python, as a query or as a request.
+_RUNNING_CHAIN = re.compile(
+    r"(?i)(?:bash|shell|terminal|pal|python|repl|sql|cypher|api|requests|math)(?:_|\Z)"
+)
+_OBEYED_FOLDERS = frozenset({".vscode", ".devcontainer", ".cursor", ".claude"})
+_COMMAND_KEY = re.compile(
+    r"(?i)command\Z"
+)  # VS Code's tasks, postCreateCommand and its like, hooks, tool servers
 # A repository name here makes transformers download and load a compiled kernel.
 _KERNEL_KEYS = frozenset({"_attn_implementation", "attn_implementation", "_attn_implementation_internal"})
 
@@ -256,11 +264,33 @@ def examine(value: JSON) -> tuple[Finding, ...]:
                 findings.extend(_examine_key(key, item[key]))
             if item.get("lc") == 1 and item.get("type") == "constructor":
                 findings.append(_remote_code("lc", f"a LangChain constructor: {clip(str(item.get('id')))}"))
+            findings.extend(_examine_chain(item))
             # Only containers are pushed: a vocabulary has a hundred thousand numbers.
             stack.extend(each for each in item.values() if type(each) in _CONTAINERS)
         elif isinstance(item, list):
             stack.extend(each for each in item if type(each) in _CONTAINERS)
     return tuple(findings[:MAX_FINDINGS])
+
+
+def _examine_place(path: str, value: JSON) -> Iterator[Finding]:
+    """Commands in a file that an editor or a container tool obeys for where it lies, once the folder is opened."""
+    if _OBEYED_FOLDERS.isdisjoint(path.lower().split("/")[:-1]):
+        return
+    for key, item in _walk(value):
+        if key is not None and _COMMAND_KEY.search(key) and item not in (None, "", [], {}):
+            yield _remote_code(key, f"an editor's command, {clip(str(item))}")
+            return
+
+
+def _examine_chain(item: Mapping[str, JSON]) -> Iterator[Finding]:
+    """LangChain's older form, `_type`: chains run what a model answers, prompts render Jinja or open a file."""
+    kind = item.get("_type")
+    if not isinstance(kind, str):
+        return
+    if _RUNNING_CHAIN.search(kind):
+        yield _remote_code("_type", f"a LangChain chain: {clip(kind)}")
+    if item.get("template_format") == "jinja2":
+        yield _remote_code("template_format", "a LangChain prompt that Jinja renders outside a sandbox")
 
 
 def _examine_key(key: str, item: JSON) -> Iterator[Finding]:
@@ -354,11 +384,11 @@ class JsonFormat:
         elsewhere = is_skops or looks_like_keras(head) or XGBOOST_START.match(head) is not None
         return not known and looks_like_json(head, path) and not elsewhere
 
-    def read(self, source: ByteSource, path: str) -> Report:  # noqa: ARG002 - the plug's signature
+    def read(self, source: ByteSource, path: str) -> Report:
         value = load(source)
         facts: dict[str, JSON] = {"type": "object" if isinstance(value, dict) else "array"}
         facts["entries"] = len(cast("dict[str, JSON] | list[JSON]", value))
-        return Report(self.name, facts, examine(value))
+        return Report(self.name, facts, (*_examine_place(path, value), *examine(value)))
 
 
 FORMAT = JsonFormat()

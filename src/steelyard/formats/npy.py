@@ -45,7 +45,8 @@ RULES: Final[Mapping[str, Rule]] = {
 Literal: TypeAlias = "bool | int | str | tuple[Literal, ...] | list[Literal] | dict[Literal, Literal] | None"
 
 _TOKEN = re.compile(
-    r"""\s*(?:(?P<text>'[^'\\\n]*'|"[^"\\\n]*")|(?P<number>-?[0-9]{1,20})L?|(?P<word>True|False|None)|(?P<sign>[][(){},:]))"""
+    r"""[ \t\n]*(?:(?P<text>'[^'\\\n]*'|"[^"\\\n]*")|(?P<number>-?(?:0|[1-9][0-9]{0,19}))L?|"""
+    r"""(?P<word>True|False|None)|(?P<sign>[][(){},:]))"""
 )
 _WORDS: Final[Mapping[str, bool | None]] = {"True": True, "False": False, "None": None}
 _CODE = re.compile(r"[<>|=]?(?P<kind>[biufcmMSUVO?])(?P<size>[0-9]{0,9})(?:\[[0-9]{0,9}[A-Za-z]{1,2}\])?")
@@ -219,11 +220,15 @@ def _item_bytes(descr: Literal, depth: int) -> int | None:
     if not isinstance(descr, list) or len(descr) > MAX_FIELDS or depth > MAX_LITERAL_DEPTH:
         raise Malformed(f"{str(descr)[:80]!a} is no dtype", rule="npy/dtype", offset=10)
     total: int | None = 0
+    names: list[Literal] = []
     for field in descr:
         if not isinstance(field, tuple) or len(field) not in {2, 3} or not _is_name(field[0]):
             raise Malformed(f"{str(field)[:80]!a} is no field", rule="npy/dtype", offset=10)
+        names.extend(name for name in (field[0] if isinstance(field[0], tuple) else field[:1]) if name)
         item = _item_bytes(field[1] if len(field) == 2 else (field[1], field[2]), depth + 1)
         total = None if item is None or total is None else _bounded(total + item)
+    if len(set(names)) != len(names):
+        raise Malformed("a field's name or title stands there twice", rule="npy/dtype", offset=10)
     return total
 
 

@@ -35,6 +35,11 @@ def may_be_pickle(inner: ByteSource) -> bool:
     return _IMPORT.search(inner.read(0, inner.size)) is not None
 
 
+def begins_plain(raw: bytes) -> bool:
+    """Whether `raw` may be a protocol 0 or 1 stream that imports something, whatever stands behind its STOP."""
+    return raw[:1] != b"" and raw[0] in _FIRST and _IMPORT.search(raw) is not None
+
+
 def pickles_in_text(text: str) -> Iterator[bytes]:
     """The candidates that `text` spells: as latin-1, in hexadecimal, in base64."""
     if text[:1] == "\x80" or text[-1:] == ".":

@@ -41,6 +41,14 @@ _PERSONA = re.compile(
 )
 _PERSONA_WORDS = 16
 
+# Names of roles and channels, and what stands between two of them: grammar, whatever marks surround it.
+_GRAMMAR = frozenset(
+    {
+        "system", "developer", "user", "assistant", "tool", "tools", "ipython", "functions", "analysis", "commentary",
+        "final", "channel", "message", "to", "start", "end", "json",
+    }
+)  # fmt: skip
+
 # Arguments that are looked for, cut at or looked up, and so never written.
 _SEEKERS = frozenset(
     {
@@ -74,7 +82,7 @@ def literals(tree: nodes.Template) -> Iterator[tuple[int, str]]:
             yield node.lineno, joined
             if isinstance(node, nodes.Output):
                 continue
-        elif isinstance(node, nodes.Assign | nodes.Macro | nodes.Call | nodes.CallBlock):
+        elif isinstance(node, nodes.Assign | nodes.For | nodes.Macro | nodes.Call | nodes.CallBlock):
             yield from _apart(node)
         pending.extend(node.iter_child_nodes())
 
@@ -84,6 +92,8 @@ def _apart(node: nodes.Node) -> Iterator[tuple[int, str]]:
     parts: list[nodes.Node] = []
     if isinstance(node, nodes.Assign):
         parts = [node.node]
+    elif isinstance(node, nodes.For):  # a sentence written word by word, or letter by letter
+        parts = [node.iter]
     elif isinstance(node, nodes.Macro):
         parts = list(node.defaults)
     elif isinstance(node, nodes.Call) and not _seeks(node):
@@ -152,9 +162,11 @@ def words_of(text: str) -> list[str]:
 
 
 def is_known(run: str) -> bool:
-    """Whether a published template says this, or it is a plain persona."""
-    return digest_of(run) in _sentences() or (
-        run.count(" ") < _PERSONA_WORDS and _PERSONA.fullmatch(run) is not None
+    """Whether a published template says this, or it is a plain persona, or names of roles and channels only."""
+    return (
+        _GRAMMAR.issuperset(run.split())
+        or digest_of(run) in _sentences()
+        or (run.count(" ") < _PERSONA_WORDS and _PERSONA.fullmatch(run) is not None)
     )
 
 

@@ -9,6 +9,8 @@ from steelyard.digest import JSON
 from steelyard.errors import Malformed
 from steelyard.formats.base import ByteSource, Finding, Format, Report, Rule, Severity
 from steelyard.formats.licence_text import named, recognise, to_json
+from steelyard.formats.pickle_machine import run
+from steelyard.formats.pickle_nested import begins_plain
 
 MAX_BYTES = 4 << 20
 MAX_FRONT_MATTER_LINES = 2000
@@ -16,6 +18,9 @@ MAX_FINDINGS = 10
 RULES: Mapping[str, Rule] = {
     "text/size": Rule("a text that exhausts whoever reads it", "shorten it, or remove it"),
     "text/encoding": Rule("bytes that readers decode in different ways", "store the text as UTF-8"),
+    "text/pickle": Rule(
+        "a pickle of text opcodes, which passes for prose and runs when it is loaded", "remove the file"
+    ),
     "text/control": Rule("control characters that rewrite what a terminal shows", "remove them"),
     "text/installer": Rule(
         "packages from an address, a repository or a local path, whose code the installer runs",
@@ -55,7 +60,7 @@ class TextFormat:
 
     def read(self, source: ByteSource, path: str) -> Report:
         text = text_of(source)
-        findings = tuple(islice(_hidden(text), MAX_FINDINGS))
+        findings = (*_pickled(source, text), *islice(_hidden(text), MAX_FINDINGS))
         facts: dict[str, JSON] = {"characters": len(text)}
         base = path.rpartition("/")[2].lower()
         if base.startswith(("licen", "copying", "unlicen")):
@@ -69,6 +74,14 @@ class TextFormat:
         elif base.startswith(("readme", "model_card", "modelcard")):
             facts["front_matter"] = front_matter(text)
         return Report(self.name, facts, findings)
+
+
+def _pickled(source: ByteSource, text: str) -> Iterator[Finding]:
+    """Protocol 0 is text: a file that reads as prose and also runs to a STOP with an import is a program."""
+    if begins_plain(text.encode()):
+        outcome = run(source)
+        if outcome.end is not None and outcome.globals:
+            yield Finding("text/pickle", f"is also a pickle that imports {min(outcome.globals)[:80]}", 0)
 
 
 def _is_requirements(base: str) -> bool:

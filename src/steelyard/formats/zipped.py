@@ -24,6 +24,7 @@ from steelyard.formats.spool import Spool
 
 MAX_MEMBERS = 1 << 16
 MAX_DIRECTORY_BYTES = 1 << 25
+LAST_VERSION = 63  # APPNOTE 4.4.3.2; others refuse what is above
 MAX_NAME_BYTES = 1024
 MAX_FINDINGS = 64  # a refusal needs no more
 # What unpacks to less than this is read whatever its ratio: arrays of zeros are honest.
@@ -234,13 +235,16 @@ def _entries(source: ByteSource, directory: _Directory) -> Iterator[_Entry]:
     for _ in range(directory.count):
         if at + _CENTRAL.size > len(block):
             raise Malformed("the directory is cut", rule="zip/directory", offset=directory.offset + at)
-        (magic, made_by, _, flags, method, _, _, crc, stored, size, name_size, extra_size, comment_size,
+        (magic, made_by, needed, flags, method, _, _, crc, stored, size, name_size, extra_size, comment_size,
          disk, _, attributes, header) = _CENTRAL.unpack_from(block, at)  # fmt: skip
         after = at + _CENTRAL.size + name_size + extra_size + comment_size
         if magic != b"PK\x01\x02" or after > len(block) or disk not in {0, MAX_16}:
             raise Malformed(
                 "the directory is cut or no directory", rule="zip/directory", offset=directory.offset + at
             )
+        if needed & 0xFF > LAST_VERSION:
+            what = f"a member for readers of version {needed & 0xFF}, the last known is {LAST_VERSION}"
+            raise Malformed(what, rule="zip/directory", offset=directory.offset + at)
         name_at = at + _CENTRAL.size
         extra = block[name_at + name_size : name_at + name_size + extra_size]
         size, stored, header = _widen(extra, [size, stored, header], directory.offset + at)
