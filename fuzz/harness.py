@@ -197,6 +197,7 @@ def _watching(max_cpu_s: float) -> Iterator[None]:
 
 
 def _too_slow(number: int, frame: FrameType | None) -> None:
+    _WATCH.on = False  # to show the line, its file is opened: by us, not by the parser
     raise Stopped(
         "takes more CPU time than allowed, now at " + "".join(traceback.format_stack(frame, 1)).strip()
     )
