@@ -47,6 +47,7 @@ def test_older_rules_turn_a_model_amber_and_again_heals_it(old):
 
 def test_again_refuses_bytes_that_are_not_those_admitted(yard, helpdesk):
     assert yard("admit", helpdesk, "--no-copy") == 0
+    time.sleep(1.1)
     home = Installation.open(yard.home)
     model = home.store.model("helpdesk")
     home.attest(
