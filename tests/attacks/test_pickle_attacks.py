@@ -82,7 +82,7 @@ ATTACKS: dict[str, tuple[str, bytes]] = {
     ),
     "pip.main": ("pickle/call", v2(call("pip", "main", b"]", text(b"install"), b"a"))),
     "pkgutil.resolve_name": ("pickle/call", v2(call("pkgutil", "resolve_name", text(b"os:system")))),
-    "functools.partial": ("pickle/call", v2(call("functools", "partial", imported("os", "system"), text(TOUCH)))),
+    "functools.partial": ("pickle/arguments", v2(call("functools", "partial", imported("os", "system"), text(TOUCH)))),
     "operator.attrgetter": ("pickle/call", v2(call("operator", "attrgetter", text(b"system")))),
     "runpy.run_path": ("pickle/call", v2(call("runpy", "_run_code", text(b"x")))),
     "ctypes.CDLL": ("pickle/call", v2(call("ctypes", "CDLL", text(b"x.so")))),

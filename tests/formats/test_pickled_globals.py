@@ -149,7 +149,7 @@ def test_item_sizes_of_ml_dtypes_agree_with_the_library():
     ("module", "name"),
     [
         ("builtins", "eval"), ("builtins", "exec"), ("builtins", "open"), ("builtins", "__import__"), ("os", "system"),
-        ("functools", "partial"), ("operator", "attrgetter"), ("numpy", "load"), ("numpy", "fromfile"),
+        ("functools", "reduce"), ("operator", "attrgetter"), ("numpy", "load"), ("numpy", "fromfile"),
         ("numpy", "frompyfunc"), ("numpy", "vectorize"), ("joblib", "load"), ("joblib.memory", "Memory"),
         ("joblib.numpy_pickle", "NDArrayWrapper"), ("sklearn.datasets._base", "load_files"), ("pandas", "read_pickle"),
         ("pandas", "eval"), ("pandas.io.pickle", "read_pickle"), ("sklearn.utils._joblib", "load"), ("sklearn", "os"),

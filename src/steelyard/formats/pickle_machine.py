@@ -1007,6 +1007,8 @@ class _Machine:
     def _call(self, target: Value, args: Value) -> Value:
         shown = render_call(target, args)
         spec = target.spec if isinstance(target, Global) else None
+        if isinstance(target, Node) and target.kind == "partial" and isinstance(target.fact, Spec):
+            spec, target = target.fact, target.made_by
         if spec is None or not isinstance(target, Global):
             self.find("pickle/call", f"{self._name()} would call {shown}")
             return self._refused(target, args)

@@ -17,7 +17,7 @@ MAX_PLAIN_BYTES = 1 << 20  # of a protocol 0 or 1 candidate, and of a decoded on
 MIN_ENCODED = 28  # letters of base64 for the shortest pickle that calls something
 TEXT_BEGINS = frozenset(bytes([letter]) for letter in range(0x30, 0x7B))
 _IMPORT = re.compile(rb"[ci][A-Za-z_][\w.]{0,250}\r?\n[A-Za-z_][\w.]{0,250}\r?\n")
-_FIRST = frozenset(b"c(]}NIKJMFGLSTUVX)\x80")
+_FIRST = frozenset(b"c(]}NIKJMFGLSTUVXBC)\x80")
 _HEX = re.compile(r"(?:0x)?((?:[0-9a-fA-F]{2})+)\s*")
 _HEX_BYTES = re.compile(r"(?:\\x[0-9a-fA-F]{2}){3,}")
 _BASE64 = re.compile(r"[A-Za-z0-9+/_-]+={0,2}\s*")

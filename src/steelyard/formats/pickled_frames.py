@@ -120,6 +120,38 @@ def _block(args: Sequence[Value]) -> Value:
     return holding("object", args)
 
 
+def _new_block(args: Sequence[Value]) -> Value:
+    """`partial(new_block, ndim=n)(values, placement)`: how pandas 1.3 writes a block."""
+    fit(len(args) == 2 and is_kind(args[0], "ndarray", "object"), "(values, placement)")
+    fit(is_kind(args[1], "slice", "ndarray"), "a placement")
+    return holding("object", args)
+
+
+_NEW_BLOCK = "pandas.core.internals.blocks.new_block"
+_BLOCK_CALL = Spec(_new_block)
+
+
+def _partial(args: Sequence[Value]) -> Value:
+    """`functools.partial` of the one function that pandas 1.3 wraps."""
+    fit(len(args) == 1 and is_global(args[0], _NEW_BLOCK), f"({_NEW_BLOCK},)")
+    return node_of("partial", _BLOCK_CALL)
+
+
+def _partial_state(_node: Node, state: Value) -> None:
+    """(function, no arguments, {"ndim": n}, no attributes): the same function again, and one number."""
+    function, positional, keywords, attributes = _four(state)
+    fit(is_global(function, _NEW_BLOCK) and attributes is None, f"the state of a partial of {_NEW_BLOCK}")
+    fit(not items_of(positional, "the arguments"), "no arguments")
+    pairs = pairs_of(keywords, "the keywords")
+    fit([name for name, _ in pairs] == ["ndim"] and is_int(pairs[0][1], 1, 2), "ndim of 1 or 2")
+
+
+def _four(state: Value) -> Sequence[Value]:
+    parts = items_of(state, "the state")
+    fit(len(parts) == 4, "a state of four parts")
+    return parts
+
+
 def _moment(args: Sequence[Value]) -> Value:
     """A time stamp, time span or period: numbers, text, a frequency, a time zone."""
     for arg in args:
@@ -166,6 +198,8 @@ FRAMES: Mapping[str, Spec] = {
     "pandas.core.internals.managers.BlockManager": _of_data("object", 3),
     "pandas.core.internals.managers.SingleBlockManager": _of_data("object", 3),
     "pandas._libs.internals._unpickle_block": Spec(_block),
+    _NEW_BLOCK: Spec(data=True),
+    "functools.partial": Spec(_partial, build=_partial_state),
     "pandas._libs.arrays.__pyx_unpickle_NDArrayBacked": Spec(_backed, build=_state),
     "pandas._libs.sparse.IntIndex": _of_data("object", 3),
     "pandas._libs.sparse.BlockIndex": _of_data("object", 4),

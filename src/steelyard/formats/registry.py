@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 
 from steelyard.errors import Malformed
 from steelyard.formats.base import SNIFF_BYTES, ByteSource, Child, Finding, Format, Reference, Report, Rule
+from steelyard.formats.pickle_in_text import runs_as_pickle
 
 # One budget for a file and everything nested in it, however the nesting is arranged.
 MAX_NESTING = 4
@@ -23,6 +24,9 @@ AMBIGUOUS = "file/ambiguous"
 EMPTY = "file/empty"
 NESTED = "file/nested"
 BOMB = "file/bomb"
+PICKLE = "file/pickle"
+# A format with one of these rules runs the pickle machine itself.
+_READ_AS_PICKLE = frozenset({"pickle/global", "text/pickle"})
 RULES: Mapping[str, Rule] = {
     UNCLAIMED: Rule(
         "a file nobody understands may hold anything, and the loader that reads it is unknown",
@@ -39,6 +43,10 @@ RULES: Mapping[str, Rule] = {
     NESTED: Rule(
         "containers inside containers hide a file from whoever looks only so deep",
         "unpack the inner archives and put their files into the model's folder",
+    ),
+    PICKLE: Rule(
+        "a file that reads as one format by its name and as a program by a pickle loader",
+        "remove the file, or write it anew in the format of its name",
     ),
     BOMB: Rule(
         "a few bytes that unpack to more than any machine holds",
@@ -123,6 +131,9 @@ class Registry:
         if len(claims) > 1:
             names = ", ".join(sorted(known.name for known in claims))
             return Report("unknown", {}, (Finding(AMBIGUOUS, f"claimed by {names}", 0),))
+        if not claims[0].rules.keys() & _READ_AS_PICKLE and (imported := runs_as_pickle(source)) is not None:
+            found = Finding(PICKLE, f"is also a pickle that imports {imported[:80]}", 0)
+            return Report(claims[0].name, {}, (found,))
         try:
             return claims[0].read(source, path)
         except Malformed as error:

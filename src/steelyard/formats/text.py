@@ -9,8 +9,7 @@ from steelyard.digest import JSON
 from steelyard.errors import Malformed
 from steelyard.formats.base import ByteSource, Finding, Format, Report, Rule, Severity
 from steelyard.formats.licence_text import named, recognise, to_json
-from steelyard.formats.pickle_machine import run
-from steelyard.formats.pickle_nested import begins_plain
+from steelyard.formats.pickle_in_text import runs_as_pickle
 
 MAX_BYTES = 4 << 20
 MAX_FRONT_MATTER_LINES = 2000
@@ -60,7 +59,7 @@ class TextFormat:
 
     def read(self, source: ByteSource, path: str) -> Report:
         text = text_of(source)
-        findings = (*_pickled(source, text), *islice(_hidden(text), MAX_FINDINGS))
+        findings = (*_pickled(source), *islice(_hidden(text), MAX_FINDINGS))
         facts: dict[str, JSON] = {"characters": len(text)}
         base = path.rpartition("/")[2].lower()
         if base.startswith(("licen", "copying", "unlicen")):
@@ -76,12 +75,9 @@ class TextFormat:
         return Report(self.name, facts, findings)
 
 
-def _pickled(source: ByteSource, text: str) -> Iterator[Finding]:
-    """Protocol 0 is text: a file that reads as prose and also runs to a STOP with an import is a program."""
-    if begins_plain(text.encode()):
-        outcome = run(source)
-        if outcome.end is not None and outcome.globals:
-            yield Finding("text/pickle", f"is also a pickle that imports {min(outcome.globals)[:80]}", 0)
+def _pickled(source: ByteSource) -> Iterator[Finding]:
+    if (imported := runs_as_pickle(source)) is not None:
+        yield Finding("text/pickle", f"is also a pickle that imports {imported[:80]}", 0)
 
 
 def _is_requirements(base: str) -> bool:
