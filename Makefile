@@ -57,7 +57,7 @@ lock:
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q uv
 	$(LOCK) pyproject.toml requirements/build.in -o requirements/runtime.txt
-	$(LOCK) --group dev --group oracles -c requirements/runtime.txt pyproject.toml requirements/build.in \
+	$(LOCK) --extra privacy --extra postgres --extra telemetry --group dev --group oracles -c requirements/runtime.txt pyproject.toml requirements/build.in \
 		requirements/dev.in -o requirements/dev.txt
 
 default-model: dev

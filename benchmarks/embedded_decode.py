@@ -27,7 +27,7 @@ import xllamacpp
 from steelyard.admit.to_gguf import convert
 from steelyard.digest import Digest
 from steelyard.engines.embedded import EmbeddedEngine
-from steelyard.wire.chat import ChatRequest, Message
+from steelyard.wire.call import Call
 
 TOKENS = 128
 CONTEXT = 1024
@@ -72,14 +72,12 @@ def directly(server: xllamacpp.Server) -> float:
 
 
 async def through_engine(engine: EmbeddedEngine) -> float:
-    request = ChatRequest(
-        "m", (Message("user", PROMPT),), max_tokens=TOKENS, temperature=1.0, seed=1, stream=True
-    )
+    message = {"role": "user", "content": PROMPT}
+    body = {"messages": [message], "max_tokens": TOKENS, "temperature": 1.0, "seed": 1}
     began = time.perf_counter()
-    chunks = [chunk async for chunk in engine.generate(request)]
-    usage = chunks[-1].usage
-    assert usage is not None
-    return usage.completion_tokens / (time.perf_counter() - began)
+    lists = [chunks async for chunks in engine.stream(Call("chat", "m", body, stream=True))]
+    passed_s = time.perf_counter() - began
+    return float(lists[-1][-1]["usage"]["completion_tokens"] / passed_s)
 
 
 async def main() -> None:

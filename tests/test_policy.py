@@ -11,7 +11,7 @@ from steelyard.digest import OMS_SHA256, Digest
 from steelyard.errors import WrongUsage
 from steelyard.evidence import Statement, Subject, attest
 from steelyard.keys import generate
-from steelyard.policy import LINEAGE, MAX_SKEW, REVOCATION, Policy, State
+from steelyard.policy import IDENTITIES, LINEAGE, MAX_SKEW, REVOCATION, Policy, State
 
 NOW = datetime(2026, 11, 22, 12, 0, 0, tzinfo=UTC)
 OPERATOR, STRANGER = generate("ed25519"), generate("p256")
@@ -301,3 +301,31 @@ def test_default_policy_refuses_by_default():
     decision = decide(Policy.parse(default_policy_text()))
     assert not decision.allowed
     assert {r.state for r in decision.rules} == {State.UNKNOWN}
+
+
+@pytest.mark.parametrize("wanted", [None, *IDENTITIES])
+@pytest.mark.parametrize("known", [*IDENTITIES, "proven"])
+def test_identity_is_a_rule_of_every_engine(wanted, known):
+    text = 'version = 1\nname = "p"\n' + (f'identity = "{wanted}"\n' if wanted else "") + rule()
+    a_policy, evidence = Policy.parse(text), [statement(verdict="admit")]
+    decision = a_policy.decide(MODEL, evidence, NOW, keys=[OPERATOR.public], identity=known)
+    result = decision.rules[-1]
+    rank = {"asserted": 0, "hashed": 1, "launched": 2, "proven": -1}
+    assert result.id == "identity"
+    assert decision.allowed == (rank[known] >= rank[wanted or "hashed"])
+    assert decision.allowed or ("unverified" in result.reason and "steelyard node" in result.supply)
+    assert decide(a_policy, *evidence).allowed  # a model is admitted without an engine
+
+
+@given(st.sampled_from(IDENTITIES), VERDICTS)
+def test_identity_never_turns_a_refusal_into_a_yes(known, verdict):
+    a_policy, evidence = policy(rule()), [statement(verdict=verdict)]
+    decision = a_policy.decide(MODEL, evidence, NOW, keys=[OPERATOR.public], identity=known)
+    assert decision.allowed <= decide(a_policy, *evidence).allowed
+
+
+def test_identity_has_three_words_and_no_rule_may_take_its_name():
+    with pytest.raises(WrongUsage, match="identity"):
+        Policy.parse('version = 1\nname = "p"\nidentity = "trust me"\n' + rule())
+    with pytest.raises(WrongUsage, match="identity"):
+        policy(rule(name="identity"))

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from steelyard.access import ApiKey
 from steelyard.disk import Disk
 from steelyard.errors import Malformed, Unavailable
 from steelyard.evidence import Evidence, Statement, Subject, attest
@@ -77,7 +78,7 @@ CHANGES: dict[str, Callable[[Store], object]] = {
     "model": lambda store: store.put_model(MODEL, source="/old"),
     "renamed": lambda store: store.put_model(Model("n", MODEL.files), source="/new"),
     "alias": lambda store: store.set_alias("gpt-4o", MODEL.digest),
-    "key": lambda store: store.add_api_key("k", "ef" * 32, NOW),
+    "key": lambda store: store.add_api_key(ApiKey("k", "ef" * 32, NOW)),
     "unkey": lambda store: store.remove_api_key("k"),
 }
 # What must hold once a change is acknowledged, until a later change of the same thing begins.
@@ -350,7 +351,7 @@ def test_a_damaged_manifest_or_name_file_is_malformed_and_named(tmp_path: Path) 
     store = Store.open(tmp_path)
     store.put_model(MODEL, source="x")
     store.set_alias("gpt-4o", MODEL.digest)
-    store.add_api_key("k", "ef" * 32, NOW)
+    store.add_api_key(ApiKey("k", "ef" * 32, NOW))
     manifest = tmp_path / "store" / "manifests" / f"{MODEL.digest.hex}.json"
     for path, question in (
         (manifest, store.models),

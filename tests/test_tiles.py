@@ -4,8 +4,9 @@ import errno
 import os
 import resource
 import signal
+import tempfile
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -29,8 +30,15 @@ SIGNER = generate("ed25519")
 KEY = NoteSigner(ORIGIN, SIGNER).key
 
 
-def log_at(root: Path, disk: Disk | None = None) -> TileLog:
-    return TileLog.open(root, origin=ORIGIN, signer=SIGNER, disk=disk)
+@pytest.fixture
+def memory_path(tmp_path: Path) -> Iterator[Path]:
+    """A folder in memory where there is one: a kill and a full disk do not need a disk."""
+    with tempfile.TemporaryDirectory(dir="/dev/shm" if Path("/dev/shm").is_dir() else tmp_path) as name:
+        yield Path(name)
+
+
+def log_at(root: Path, disk: Disk | None = None, renew_bytes: int = 100_000) -> TileLog:
+    return TileLog.open(root, origin=ORIGIN, signer=SIGNER, disk=disk, renew_bytes=renew_bytes)
 
 
 def entries_of(count: int, first: int = 0) -> list[bytes]:
@@ -104,14 +112,14 @@ def life(root: Path, disk: Disk, acknowledge: Callable[[range], None]) -> None:
     acknowledge(log.append(entries_of(3)))
     log.publish()
     acknowledge(log.append(entries_of(270, 3)))
-    acknowledge(log.append([bytes(60_000)] * 19))
+    acknowledge(log.append([bytes(6_000)] * 19))
     log.publish()
     acknowledge(log.append(entries_of(2, 292)))
     log.publish()
     acknowledge(log.append([b"last"]))
 
 
-WHOLE_LIFE = [*entries_of(273), *[bytes(60_000)] * 19, *entries_of(2, 292), b"last"]
+WHOLE_LIFE = [*entries_of(273), *[bytes(6_000)] * 19, *entries_of(2, 292), b"last"]
 
 
 def acknowledge_to(pipe: int, indices: range) -> None:
@@ -124,11 +132,11 @@ def steps_of_life(folder: Path) -> list[str]:
     return disk.steps
 
 
-def test_a_kill_before_any_change_loses_nothing_acknowledged(tmp_path: Path) -> None:
-    steps = steps_of_life(tmp_path)
+def test_a_kill_before_any_change_loses_nothing_acknowledged(memory_path: Path) -> None:
+    steps = steps_of_life(memory_path)
     assert {"write", "sync", "rename", "remove"} < set(steps)
     for fatal in range(1, len(steps) + 1):
-        root = tmp_path / str(fatal)
+        root = memory_path / str(fatal)
         told, tell = os.pipe()
         child = forked(life, root, DyingDisk(fatal), partial(acknowledge_to, tell))
         os.close(tell)
@@ -148,10 +156,10 @@ def test_a_kill_before_any_change_loses_nothing_acknowledged(tmp_path: Path) -> 
         assert not list(root.rglob("*.tmp"))
 
 
-def test_a_full_disk_at_any_change_is_unavailable_and_nothing_is_half_written(tmp_path: Path) -> None:
-    disk_steps = steps_of_life(tmp_path)
+def test_a_full_disk_at_any_change_is_unavailable_and_nothing_is_half_written(memory_path: Path) -> None:
+    disk_steps = steps_of_life(memory_path)
     for fatal in range(1, len(disk_steps) + 1):
-        root = tmp_path / str(fatal)
+        root = memory_path / str(fatal)
         acknowledged: list[range] = []
         disk = FullDisk(fatal)
         # A partial tile that cannot be removed stays and does no harm; everything else is told.
@@ -344,7 +352,7 @@ def test_a_checkpoint_set_back_behind_the_write_ahead_file_is_untrusted(tmp_path
     log.append(entries_of(2))
     log.publish()
     old = (root / "checkpoint").read_bytes()
-    log.append([bytes(60_000)] * 24)
+    log.append([bytes(4_000)] * 300)
     log.close()
     (root / "checkpoint").write_bytes(old)
     with pytest.raises(Untrusted, match="set back"):
@@ -439,3 +447,81 @@ def test_a_folder_that_cannot_be_made_is_unavailable(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(Unavailable, match="file"):
         log_at(tmp_path / "file" / "log")
+
+
+def test_a_power_cut_may_take_every_tile_not_yet_synced(tmp_path: Path) -> None:
+    """Tiles are synced when the write-ahead file is renewed; those after it are made from it again."""
+
+    class PowerDisk(Disk):
+        """Knows what is not on the disk yet."""
+
+        def __init__(self) -> None:
+            self.lost: set[Path] = set()
+
+        def lay_all(self, files) -> None:
+            super().lay_all(files)
+            self.lost |= {path for path, _ in files}
+
+        def sync_all(self, paths) -> None:
+            super().sync_all(paths)
+            self.lost -= set(paths)
+
+    for damage in ("gone", "empty", "zeros", "old"):
+        root, disk = tmp_path / damage, PowerDisk()
+        log = log_at(root, disk, 1_000_000)
+        renewals = 0
+        for i in range(40):
+            log.append([b"%d-%d-%s" % (i, j, bytes(600)) for j in range(97)])
+            before = decode_wal((root / "wal").read_bytes(), "wal").first
+            checkpoint = log.publish()
+            renewals += decode_wal((root / "wal").read_bytes(), "wal").first != before
+        assert renewals >= 1
+        whole = list(log.entries())
+        lost = [path for path in disk.lost if path.exists()]
+        assert len(lost) > 4
+        for path in lost:
+            size = path.stat().st_size
+            path.unlink()
+            if damage != "gone":
+                path.write_bytes({"empty": b"", "zeros": bytes(size), "old": os.urandom(size)}[damage])
+        (root / "lock").write_bytes(b"")  # what the numbers said of the machine's last run is nothing now
+        assert verify_log(root, str(KEY)).fault is not None
+        again = log_at(root)
+        assert verify_log(root, str(KEY), since=checkpoint).fault is None
+        assert list(again.entries()) == whole
+        again.append([b"after"])
+        again.publish()
+        assert_intact(again, len(whole) + 1)
+
+
+def test_a_settled_tile_that_is_damaged_is_not_made_up(tmp_path: Path) -> None:
+    root = tmp_path / "log"
+    log = log_at(root)
+    for i in range(40):
+        log.append([b"%d-%d-%s" % (i, j, bytes(600)) for j in range(97)])
+        log.publish()
+    log.close()
+    path = root / "tile/0/000"
+    path.write_bytes(bytes(path.stat().st_size))
+    (root / "lock").write_bytes(b"")
+    log_at(root)
+    fault = verify_log(root, str(KEY)).fault
+    assert fault is not None
+    assert fault.index == 0
+
+
+def test_after_a_power_cut_what_follows_a_broken_batch_is_put_aside(tmp_path: Path) -> None:
+    root = tmp_path / "log"
+    log = log_at(root)
+    for i in range(3):
+        log.write(entries_of(2, 2 * i))
+    data = bytearray((root / "wal").read_bytes())
+    data[data.index(b"entry 2")] ^= 1  # a page that never reached the disk, before one that did
+    (root / "wal").write_bytes(data)
+    (root / "lock").write_bytes(b"")
+    again = log_at(root)
+    assert list(again.entries()) == entries_of(2)
+    assert (root / "wal.cut-2").read_bytes() == data[data.index(b"SYB1", 40) :]
+    again.append([b"next"])
+    again.publish()
+    assert_intact(again, 3)

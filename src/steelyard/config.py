@@ -2,32 +2,60 @@
 
 import os
 import tomllib
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from steelyard import operations_config
+from steelyard.access_config import Access
 from steelyard.errors import Unavailable, WrongUsage
 from steelyard.evidence import PublicKey
 from steelyard.keys import load_public
+from steelyard.operations_config import Operations
 from steelyard.policy import Policy
 
 MAX_CONFIG_BYTES = 1 << 20
 DEFAULT_HOST = "127.0.0.1"
 DEFAULT_PORT = 8470
+KEYS = (
+    *(
+        "access",
+        "plugins",
+        "prices",
+        "privacy",
+        "serve.host",
+        "serve.port",
+        "serve.stand_ins",
+        "serve.upstream",
+    ),
+    *operations_config.KEYS,
+    "store.url",
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Config:
     """Where this installation keeps its state, and the few choices that two users make differently.
 
-    plugins: foreign plugins allowed to load.  host, port: where `serve` listens.
+    plugins: foreign plugins allowed to load.  host, port: where `serve` listens.  upstreams: the tables of
+    [[serve.upstream]], read by engines.upstream_config.  stand_ins: models that may answer for an alias whose own
+    engines are down.  access: the tables [access] and [prices].  operations: workers, log, TLS and telemetry.
+    privacy: the table [privacy], read by privacy.settings; absent when personal data is not looked for.
+    store_url: of a PostgreSQL server that several machines share; absent for files in the home.
     """
 
     home: Path
     plugins: tuple[str, ...] = ()
     host: str = DEFAULT_HOST
     port: int = DEFAULT_PORT
+    upstreams: tuple[Mapping[str, Any], ...] = ()
+    stand_ins: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    access: Access = field(default_factory=Access)
+    operations: Operations = field(default_factory=Operations)
+    store_url: str | None = None
+    privacy: Mapping[str, Any] | None = None
 
     @property
     def operator_key(self) -> Path:
@@ -40,6 +68,10 @@ class Config:
     @property
     def ledger(self) -> Path:
         return self.home / "ledger"
+
+    @property
+    def accounts(self) -> Path:
+        return self.home / "accounts"
 
     def policy(self, path: Path | None = None) -> Policy:
         """The policy in `path`, else policy.toml in the home, else the one that ships."""
@@ -80,23 +112,53 @@ def load_config(home: Path | None = None) -> Config:
     except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise WrongUsage(f"{path}: not TOML: {error}") from error
     serve = table.pop("serve", {})
+    try:
+        access = Access.parse(table.pop("access", {}), table.pop("prices", {}), home)
+    except WrongUsage as error:
+        raise WrongUsage(f"{path}: {error.message}") from error
     plugins = _take(path, table, "plugins", list, [])
     if not isinstance(serve, dict) or not all(isinstance(name, str) for name in plugins):
         raise WrongUsage(f"{path}: [serve] is a table and plugins a list of names")
+    try:
+        operations = Operations.take(serve, home)
+    except WrongUsage as error:
+        raise WrongUsage(f"{path}: {error.message}") from error
     host = _take(path, serve, "host", str, DEFAULT_HOST)
     port = _take(path, serve, "port", int, DEFAULT_PORT)
-    unknown = sorted([*table, *(f"serve.{key}" for key in serve)])
+    upstreams = _take(path, serve, "upstream", list, [])
+    store = _take(path, table, "store", dict, {})
+    store_url = _take(path, store, "url", str, "")
+    privacy = _take(path, table, "privacy", dict, None)
+    stand_ins = _take(path, serve, "stand_ins", dict, {})
+    if not all(isinstance(upstream, dict) for upstream in upstreams):
+        raise WrongUsage(f"{path}: an upstream is a table: [[serve.upstream]]")
+    if not all(
+        isinstance(some, list) and all(isinstance(n, str) for n in some) for some in stand_ins.values()
+    ):
+        raise WrongUsage(f"{path}: serve.stand_ins gives each alias a list of models")
+    unknown = sorted([*table, *(f"serve.{key}" for key in serve), *(f"store.{key}" for key in store)])
     if unknown:
-        raise WrongUsage(
-            f"{path}: unknown key {unknown[0]!r}; known keys are plugins, serve.host, serve.port"
-        )
+        raise WrongUsage(f"{path}: unknown key {unknown[0]!r}; known keys are {', '.join(KEYS)}")
     if not 0 <= port <= 65535:
         raise WrongUsage(f"{path}: port {port} is not between 0 and 65535")
-    return Config(home, tuple(plugins), host, port)
+    return Config(
+        home,
+        tuple(plugins),
+        host,
+        port,
+        tuple(upstreams),
+        {alias: tuple(names) for alias, names in stand_ins.items()},
+        access=access,
+        operations=operations,
+        store_url=store_url or None,
+        privacy=privacy,
+    )
 
 
 def _take(path: Path, table: dict[str, Any], key: str, kind: type, default: Any) -> Any:  # noqa: ANN401 - TOML border
     value = table.pop(key, default)
+    if value is default:
+        return value
     if not isinstance(value, kind) or isinstance(value, bool):
         raise WrongUsage(f"{path}: {key!r} is not of type {kind.__name__}")
     return value

@@ -63,14 +63,45 @@ class Disk:
                     temporary.unlink(missing_ok=True)
                     raise
         for folder in {path.parent for path, _ in files}:
-            with unavailable(f"cannot write {folder}"):
-                self.step("sync folder")
-                _sync_folder(folder)
+            self.sync_folder(folder)
+
+    def lay_all(self, files: Sequence[tuple[Path, bytes]]) -> None:
+        """Write files that nobody reads before they are announced, and leave them to `sync_all`.
+
+        Cheaper than `put_all`: no second name and no sync. A kill may leave parts of them, a power cut anything.
+        """
+        for path, data in files:
+            self.make_folder(path.parent)
+            with unavailable(f"cannot write {path}"):
+                self.step("create")
+                fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+                try:
+                    self.write(fd, data)
+                finally:
+                    os.close(fd)
+
+    def sync_all(self, paths: Sequence[Path]) -> None:
+        """Make files and their names durable, whoever wrote them."""
+        for path in paths:
+            with unavailable(f"cannot sync {path}"):
+                fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+                try:
+                    self.sync(fd)
+                finally:
+                    os.close(fd)
+        for folder in {path.parent for path in paths}:
+            self.sync_folder(folder)
 
     def remove(self, path: Path) -> None:
         with unavailable(f"cannot remove {path}"):
             self.step("remove")
             path.unlink(missing_ok=True)
+
+    def sync_folder(self, path: Path) -> None:
+        """Make the names in it durable: what was made, renamed and removed."""
+        with unavailable(f"cannot write {path}"):
+            self.step("sync folder")
+            _sync_folder(path)
 
     def make_folder(self, path: Path) -> None:
         """The folder and what is missing above it."""

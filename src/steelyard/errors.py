@@ -3,6 +3,7 @@
 SteelyardError                 3  could not decide
 |-- WrongUsage                 2  arguments, configuration or policy that cannot be used as written
 |-- Refused                    1  a decided no; carries the unmet rules
+|   `-- Exhausted              1  a limit or budget has no room; carries which one and when to ask again
 |-- Untrusted                  1  a signature, digest or chain does not hold
 |-- Malformed                  3  bytes break a format; carries rule and offset
 `-- Unavailable                3  disk, port, engine or upstream does not answer
@@ -35,6 +36,31 @@ class Refused(SteelyardError):
     def __init__(self, message: str, rules: tuple[str, ...] = ()) -> None:
         super().__init__(message)
         self.rules = rules
+
+
+class Exhausted(Refused):
+    """A limit or budget has no room. `limit` names it ("rpm", "tpm", "rpd", "tpd", "budget", "failures").
+
+    `retry_after_s`: when asking again may help; absent when it will not.  `fields`: HTTP fields for the answer.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        limit: str,
+        retry_after_s: int | None,
+        fields: tuple[tuple[bytes, bytes], ...] = (),
+    ) -> None:
+        super().__init__(message, (f"limit/{limit}",))
+        self.limit = limit
+        self.retry_after_s = retry_after_s
+        self.fields = fields
+
+    @property
+    def code(self) -> str:
+        """OpenAI's word: "insufficient_quota" for money, "rate_limit_exceeded" for the rest."""
+        return "insufficient_quota" if self.limit == "budget" else "rate_limit_exceeded"
 
 
 class Untrusted(SteelyardError):

@@ -1,41 +1,38 @@
 """The gate: the only path from a caller's words to an engine's answer.
 
-alias -> digest -> decision by policy -> engine -> ledger entry -> last chunk. No allowed decision, no engine. No
-durable ledger entry, no last chunk: a stream's final chunk, and with it the whole of an answer that is not
-streamed, is held back until the entry is on the disk.
+alias -> digest -> decision by policy -> protect -> engine -> restore -> emit -> ledger entry -> last byte. No allowed
+decision, no engine. No ledger entry, no last byte: what ends an answer, from the first finish reason on, and with it
+the whole of an answer that is not streamed, is held back until the ledger has the entry.
 
-Ledger entries are canonical JSON, never text of a caller or an engine:
-    {kind: "answer", at, receipt, alias, model, policy, decision, key, salt, request_sha256,
-     response_sha256, prompt_tokens, completion_tokens, finish_reason, status: complete | aborted | failed}
-    {kind: "refusal", at, receipt, alias, model, policy, decision, key, salt, request_sha256, rules}
-    {kind: "decision", at, model, policy, decision, allowed, rules}    before the first entry that names it
-    {kind: "resumed", at}                       the first entry after the ledger refused one
-request_sha256 = SHA-256(salt || canonical JSON of the request body); response_sha256 = SHA-256(salt || UTF-8 text).
-The salt is SHA-256(secret || receipt) with the secret that `salt` names, kept outside the ledger; destroying the
-secret makes both commitments unguessable while every proof still holds.
+An alias stands for one digest. Others may stand in for it only where the operator named them, only when every engine
+of the digest before is down and nothing was said yet, and only as far as policy admits them; the answer and the entry
+name the digest that answered.
 """
 
 import asyncio
 import hashlib
-from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
-from contextlib import aclosing
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
-from typing import Protocol, cast
+from datetime import datetime, timedelta
+from typing import Protocol
 
-from steelyard.digest import JSON, Digest, canonical_json, sha256
-from steelyard.engines.base import Engine
-from steelyard.errors import Unavailable, WrongUsage
+from steelyard.digest import Digest, canonical_json, sha256
+from steelyard.engines.base import Counts, Engine
+from steelyard.errors import Refused, Unavailable, WrongUsage
 from steelyard.evidence import Evidence, PublicKey
 from steelyard.policy import Decision, Policy, State
+from steelyard.records import Begun, End, Form, Parties, decision_entry, resumed_entry
 from steelyard.salts import Salts
 from steelyard.sequencer import Sequencer
-from steelyard.wire.chat import ChatRequest, Chunk
+from steelyard.turn import Answer, Guarded, Question, Seat, Shield, Turn
 
 # A decision is weighed anew after this long even if nothing changed in the store: evidence dated ahead of the
 # clock (policy.MAX_SKEW) comes into force without a change.
 MAX_DECISION_AGE = timedelta(seconds=30)
-MAX_DECISION_BYTES = 32 << 10  # a longer decision is entered without its rules
+MAX_PLANS = 100_000  # decisions kept; keys and aliases are the operator's, so this is a backstop
+
+_log = logging.getLogger(__name__)
 
 
 class StoreView(Protocol):
@@ -46,18 +43,6 @@ class StoreView(Protocol):
     def aliases(self) -> Mapping[str, Digest]: ...
 
     def evidence_for(self, sha256: str) -> Sequence[Evidence]: ...
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """An answer on its way. Close `chunks` to abort it; its last chunk comes after the ledger entry is durable.
-
-    Iterating raises WrongUsage when the engine cannot do what was asked, Unavailable when engine or ledger fails.
-    """
-
-    receipt: str
-    digest: Digest
-    chunks: AsyncGenerator[Chunk, None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,19 +63,40 @@ class Refusal:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class _Weighed:
-    decision: Decision
-    id: str  # sha256:hex of the decision's canonical JSON
-    from_: datetime
-    until: datetime
+class UnknownAlias(WrongUsage):
+    """No model is served under the name that was asked for."""
+
+
+class _Plan:
+    """A decision in force: for one alias, caller and route, and the digest that is to answer."""
+
+    __slots__ = ("_from", "_until", "allowed", "decision", "form", "id", "identity", "seat")
+
+    def __init__(self, decision: Decision, seat: Seat | None, identity: str | None, now: datetime) -> None:
+        self.decision = decision
+        self.allowed = decision.allowed
+        self.id = str(sha256(canonical_json(decision.to_json())))
+        self.seat = seat
+        self.identity = identity
+        self._from = now
+        self._until = now + MAX_DECISION_AGE
+        if decision.valid_until is not None:
+            self._until = min(self._until, decision.valid_until)
+        self.form: Form
+
+    def holds(self, now: datetime) -> bool:
+        return self._from <= now <= self._until and (
+            self.seat is None or self.seat.engine.identity == self.identity
+        )
 
 
 class Gate:
     """Answers callers from admitted engines only.
 
-    aliases: names on top of the store's, for this process.  keys: the trusted public keys.  engines: by model
-    digest.  clock: timezone-aware now.  new_receipt: a fresh unguessable id.
+    keys: the trusted public keys.  engines: those known beforehand; `load` makes one for a digest that gets an alias
+    later, or raises WrongUsage.  aliases: names on top of the store's, for this process.  stand_ins: digests that may
+    answer for an alias when its own engines are down.  clock: timezone-aware now.  new_receipt: a fresh unguessable
+    id.  build: what the entries say of this software.
     """
 
     def __init__(
@@ -105,196 +111,266 @@ class Gate:
         clock: Callable[[], datetime],
         new_receipt: Callable[[], str],
         aliases: Mapping[str, Digest] | None = None,
+        stand_ins: Mapping[str, Sequence[Digest]] | None = None,
+        load: Callable[[Digest], Engine] | None = None,
+        shield: Shield | None = None,
+        build: str = "",
     ) -> None:
         self._policy = policy
         self._store = store
         self._keys = tuple(keys)
-        self._engines = {engine.digest: engine for engine in engines}
+        self._seats = {engine.digest: Seat(engine) for engine in engines}
         self._ledger = ledger
         self._salts = salts
         self._clock = clock
         self._new_receipt = new_receipt
         self._own_aliases = dict(aliases or {})
+        self._stand_ins = dict(stand_ins or {})
+        self._load = load
+        self._shield = shield
+        self._build = build
         self._aliases: Mapping[str, Digest] = {}
         self._head: int | None = None
-        self._weighed: dict[tuple[Digest, str, str | None], _Weighed] = {}
+        self._plans: dict[tuple[str, str | None, str], _Plan] = {}
         self._entered: set[str] = set()  # decisions the ledger holds
-        self._ready: set[Digest] = set()
         self._weighing = asyncio.Lock()
         self._starting = asyncio.Lock()
+        self._retiring: set[asyncio.Task[None]] = set()
+
+    # The operator's side.
 
     async def start(self) -> dict[str, Decision]:
         """Begin the ledger's work and start the engines that may answer somebody. The decision of each alias."""
         self._ledger.start()
         decisions = {}
         for alias, digest in sorted(self.aliases().items()):
-            decision = (await self._decide(digest, alias, None)).decision
-            decisions[alias] = decision
-            if decision.allowed and digest in self._engines:
-                await self._engine(digest)
+            seat = await self._seat(digest)
+            plan = await self._weighed(digest, alias, None, self._clock(), seat)
+            decisions[alias] = plan.decision
+            if plan.allowed and seat is not None:
+                await self._start(seat)
         return decisions
 
     async def close(self) -> None:
         """Stop the engines, then put every entry under a checkpoint."""
-        for digest in tuple(self._ready):
-            self._ready.discard(digest)
-            await self._engines[digest].close()
+        for seat in self._seats.values():
+            if seat.is_ready:
+                seat.is_ready = False
+                await seat.engine.close()
         await self._ledger.close()
+
+    def replace(self, policy: Policy, keys: Iterable[PublicKey]) -> None:
+        """Decide by this policy and these keys from the next request on."""
+        self._policy = policy
+        self._keys = tuple(keys)
+        self._plans.clear()
+
+    @property
+    def head(self) -> int:
+        """Another number after every change of the store. Raises Unavailable when it does not answer."""
+        return self._store.head()
 
     def aliases(self) -> Mapping[str, Digest]:
         """The names that callers may ask for. Raises Unavailable when the store does not answer."""
         head = self._store.head()
         if head != self._head:
-            self._weighed.clear()
+            self._plans.clear()
             self._aliases = {**self._store.aliases(), **self._own_aliases}
+            self._retire()
             self._head = head  # last: after an error the next caller tries again
         return self._aliases
 
-    async def answer(self, key: str | None, request: ChatRequest) -> Answer | Refusal:
-        """Decide, and answer if allowed. key: the name of the caller's API key, absent without one.
+    # The caller's side.
 
-        Raises WrongUsage for an unknown alias, Unavailable when store, ledger or engine does not answer.
+    async def answer(self, question: Question) -> Answer | Refusal:
+        """Decide, and answer if allowed.
+
+        Raises UnknownAlias, WrongUsage for a request the engine cannot do, Refused for personal data that may
+        not pass, Unavailable when store, ledger or engine does not answer.
         """
-        digest = self.aliases().get(request.model)
-        if digest is None:
-            raise WrongUsage("no model of that name is served here")
-        weighed = await self._decide(digest, request.model, key)
-        if self._ledger.is_broken:
-            # Nothing is generated that might have to go unlogged.
-            await self._ledger.append(canonical_json({"kind": "resumed", "at": self._now()}))
-        receipt = self._new_receipt()
-        entry, salt = self._entry(receipt, weighed, key, request)
-        self._enter_decision(weighed)
-        if not weighed.decision.allowed:
-            unmet: JSON = [rule.id for rule in weighed.decision.rules if rule.state is not State.MET]
-            await self._ledger.append(canonical_json({**entry, "kind": "refusal", "rules": unmet}))
-            return Refusal(receipt, weighed.decision)
-        engine = await self._engine(digest)
-        return Answer(receipt, digest, self._chunks(engine, request, entry, salt))
+        now = self._clock()
+        plan = await self._plan(question, now)
+        begun = Begun(now, self._new_receipt(), *self._salts.current(now), question.body)
+        if self._ledger.is_broken or plan.id not in self._entered:
+            await self._prepare(plan, now)
+        if not plan.allowed:
+            await self._ledger.append(plan.form.refusal(begun))
+            return Refusal(begun.receipt, plan.decision)
+        guarded = None if self._shield is None else await self._guard(question, plan, begun)
+        try:
+            return await self._turn(question, guarded, begun, plan)
+        except Unavailable as error:
+            if question.asked.call.model not in self._stand_ins:
+                raise
+            _log.warning("an engine is down, its stand-ins are asked: %s", error.message)
+            return await self._stand_in(question, guarded, begun, error)
 
-    async def _chunks(
-        self, engine: Engine, request: ChatRequest, entry: Mapping[str, JSON], salt: bytes
-    ) -> AsyncGenerator[Chunk, None]:
-        hashed = hashlib.sha256(salt)
-        last: Chunk | None = None
-        status, entered = "failed", False
+    async def count(self, question: Question) -> Answer | Refusal:
+        """The tokens that the request has at the engine, under the same decision. Raises as `answer` does."""
+        now = self._clock()
+        plan = await self._plan(question, now)
+        begun = Begun(now, self._new_receipt(), *self._salts.current(now), question.body)
+        if self._ledger.is_broken or plan.id not in self._entered:
+            await self._prepare(plan, now)
+        if not plan.allowed:
+            await self._ledger.append(plan.form.refusal(begun))
+            return Refusal(begun.receipt, plan.decision)
+        guarded = None if self._shield is None else await self._guard(question, plan, begun)
+        engine = plan.seat.engine if plan.seat else None
+        if plan.seat is None or not isinstance(engine, Counts):
+            raise WrongUsage("this model's engine cannot count tokens")
+        await self._start(plan.seat)
+        tokens = await engine.count(guarded.call if guarded else question.asked.call)
+        body = b'{"input_tokens":%d}' % tokens
+        hashed = hashlib.sha256(begun.salt + body).hexdigest()
+        end = End("complete", tokens, 0, None, guarded.counts if guarded else None)
+        await self._ledger.append(plan.form.answer(begun, hashed, end))
+        question.done(end)
+        return Answer(begun.receipt, plan.seat.digest, body)
 
-        def closing(status: str) -> bytes:
-            usage = last.usage if last else None
-            return canonical_json(
-                {
-                    **entry,
-                    "kind": "answer",
-                    "response_sha256": hashed.hexdigest(),
-                    "prompt_tokens": usage.prompt_tokens if usage else None,
-                    "completion_tokens": usage.completion_tokens if usage else None,
-                    "finish_reason": last.finish_reason if last else None,
-                    "status": status,
-                }
+    async def may_go_on(self, question: Question, seat: Seat) -> bool:
+        """Whether an answer under way is still allowed."""
+        # An alias that now stands for other weights does not end answers under way; one that is gone does.
+        if question.asked.call.model not in self.aliases():
+            return False
+        call, key = question.asked.call, question.caller.key
+        return (await self._weighed(seat.engine.digest, call.model, key, self._clock(), seat)).allowed
+
+    # Decisions.
+
+    async def _plan(self, question: Question, now: datetime) -> _Plan:
+        """The decision for a request, weighed anew when the store has changed or the last one is too old."""
+        scope = (question.asked.call.model, question.caller.key, question.route)
+        if self._store.head() == self._head:
+            plan = self._plans.get(scope)
+            if plan is not None and plan.holds(now):
+                return plan
+        async with self._weighing:
+            digest = self.aliases().get(scope[0])
+            if digest is None:
+                raise UnknownAlias("no model of that name is served here")
+            plan = self._plans.get(scope)
+            if plan is None or not plan.holds(now):
+                head = self._head
+                plan = await self._planned(digest, question, now)
+                if self._store.head() == head and len(self._plans) < MAX_PLANS:
+                    self._plans[scope] = plan
+            return plan
+
+    async def _planned(self, digest: Digest, question: Question, now: datetime) -> _Plan:
+        alias, key = question.asked.call.model, question.caller.key
+        seat = await self._seat(digest)
+        plan = await self._weighed(digest, alias, key, now, seat)
+        parties = Parties(alias, question.route, key, question.caller.tenant)
+        name = seat.engine.name if seat else "none"
+        plan.form = Form(plan.decision, plan.id, parties, name, self._build)
+        return plan
+
+    async def _weighed(
+        self, digest: Digest, alias: str, key: str | None, now: datetime, seat: Seat | None
+    ) -> _Plan:
+        identity = seat.engine.identity if seat else None
+
+        def weigh() -> Decision:
+            return self._policy.decide(
+                digest,
+                self._store.evidence_for(digest.hex),
+                now,
+                keys=self._keys,
+                alias=alias,
+                api_key=key,
+                identity=identity,
             )
 
-        try:
-            # Engines are asynchronous generators: closing one aborts its generation.
-            async with aclosing(cast("AsyncGenerator[Chunk, None]", engine.generate(request))) as chunks:
-                async for chunk in chunks:
-                    hashed.update(chunk.text.encode())
-                    if chunk.finish_reason is not None:
-                        last = chunk
-                        break
-                    yield chunk
-            if last is None:
-                raise Unavailable("the engine stopped before its answer was complete")
-            entering = self._ledger.put(closing("complete"))
-            entered = True
-            try:
-                await entering
-            except Unavailable:
-                entered = False
-                raise
-        except (asyncio.CancelledError, GeneratorExit):
-            status = "aborted"
-            raise
-        finally:
-            if not entered:
-                self._ledger.note(closing(status))
-        yield last
+        return _Plan(await asyncio.to_thread(weigh), seat, identity, now)
 
-    async def _decide(self, digest: Digest, alias: str, key: str | None) -> _Weighed:
-        scope = (digest, alias, key)
-        now = self._clock()
-        found = self._weighed.get(scope)
-        if found is not None and found.from_ <= now <= found.until:
-            return found
-        async with self._weighing:
-            self.aliases()  # a change while we waited empties the cache
-            found = self._weighed.get(scope)
-            if found is None or not found.from_ <= now <= found.until:
-                head = self._head
-                found = await asyncio.to_thread(self._weigh, digest, alias, key, now)
-                if self._store.head() == head:
-                    self._weighed[scope] = found
-            return found
-
-    def _weigh(self, digest: Digest, alias: str, key: str | None, now: datetime) -> _Weighed:
-        evidence = self._store.evidence_for(digest.hex)
-        decision = self._policy.decide(digest, evidence, now, keys=self._keys, alias=alias, api_key=key)
-        until = now + MAX_DECISION_AGE
-        if decision.valid_until is not None:
-            until = min(until, decision.valid_until)
-        return _Weighed(decision, str(sha256(canonical_json(decision.to_json()))), now, until)
-
-    async def _engine(self, digest: Digest) -> Engine:
-        engine = self._engines.get(digest)
-        if engine is None:
-            raise Unavailable(f"{digest} is admitted but not loaded here; restart steelyard serve")
-        if digest not in self._ready:
-            async with self._starting:
-                if digest not in self._ready:
-                    await engine.start()
-                    self._ready.add(digest)
-        return engine
-
-    def _entry(
-        self, receipt: str, weighed: _Weighed, key: str | None, request: ChatRequest
-    ) -> tuple[dict[str, JSON], bytes]:
-        now = self._clock()
-        name, secret = self._salts.current(now)
-        salt = hashlib.sha256(secret + receipt.encode()).digest()
-        entry: dict[str, JSON] = {
-            "at": _text(now),
-            "receipt": receipt,
-            "alias": request.model,
-            "model": str(weighed.decision.model),
-            "policy": str(weighed.decision.policy),
-            "decision": weighed.id,
-            "key": key,
-            "salt": name,
-            "request_sha256": hashlib.sha256(salt + canonical_json(request.body)).hexdigest(),
-        }
-        return entry, salt
-
-    def _enter_decision(self, weighed: _Weighed) -> None:
-        name = weighed.id
-        if name in self._entered:
+    async def _prepare(self, plan: _Plan, now: datetime) -> None:
+        if self._ledger.is_broken:
+            # Nothing is generated that might have to go unlogged.
+            await self._ledger.append(resumed_entry(now))
+        if plan.id in self._entered:
             return
-        entry: dict[str, JSON] = {
-            **weighed.decision.to_json(),
-            "kind": "decision",
-            "at": self._now(),
-            "decision": name,
-        }
-        if len(canonical_json(entry)) > MAX_DECISION_BYTES:
-            entry["rules"] = None
 
         def entered(entering: "asyncio.Future[None]") -> None:
             if not entering.cancelled() and entering.exception() is None:
-                self._entered.add(name)
+                self._entered.add(plan.id)
 
-        self._ledger.put(canonical_json(entry)).add_done_callback(entered)
+        self._ledger.put(decision_entry(plan.decision, plan.id, now)).add_done_callback(entered)
 
-    def _now(self) -> str:
-        return _text(self._clock())
+    # One request.
+
+    async def _guard(self, question: Question, plan: _Plan, begun: Begun) -> Guarded:
+        assert self._shield is not None
+        try:
+            return self._shield.protect(question.asked.call, _conversation(question))
+        except Refused as error:
+            await self._ledger.append(plan.form.refusal(begun, error.rules))
+            raise
+
+    async def _turn(self, question: Question, guarded: Guarded | None, begun: Begun, plan: _Plan) -> Answer:
+        seat = plan.seat
+        if seat is None:
+            raise Unavailable(f"{plan.decision.model} is admitted but no engine here can load it")
+        if not seat.is_ready:
+            await self._start(seat)
+        return await Turn(question, guarded, begun, plan.form, seat, self._ledger, self).answer()
+
+    async def _stand_in(
+        self, question: Question, guarded: Guarded | None, begun: Begun, failure: Unavailable
+    ) -> Answer:
+        """An answer of whoever may stand in for the alias, is admitted and is up."""
+        for digest in self._stand_ins[question.asked.call.model]:
+            now = self._clock()
+            plan = await self._planned(digest, question, now)
+            if plan.allowed:
+                await self._prepare(plan, now)
+                try:
+                    return await self._turn(question, guarded, begun, plan)
+                except Unavailable as error:
+                    failure = error
+        raise failure
+
+    # Engines.
+
+    async def _seat(self, digest: Digest) -> Seat | None:
+        """The engine of a digest, made now if it can be; absent when it cannot."""
+        seat = self._seats.get(digest)
+        if seat is None and self._load is not None:
+            async with self._starting:
+                seat = self._seats.get(digest)
+                if seat is None:
+                    try:
+                        seat = Seat(await asyncio.to_thread(self._load, digest))
+                    except WrongUsage as error:
+                        _log.error("no engine for %s: %s", digest, error.message)
+                        return None
+                    self._seats[digest] = seat
+        return seat
+
+    async def _start(self, seat: Seat) -> None:
+        async with self._starting:
+            if not seat.is_ready:
+                await seat.engine.start()
+                seat.is_ready = True
+
+    def _retire(self) -> None:
+        """Close engines that no alias needs any more, once they are idle."""
+        if self._load is None:
+            return
+        needed = {*self._aliases.values(), *(digest for some in self._stand_ins.values() for digest in some)}
+        for digest in self._seats.keys() - needed:
+            if not self._seats[digest].busy:
+                task = asyncio.ensure_future(self._seats.pop(digest).engine.close())
+                self._retiring.add(task)
+                task.add_done_callback(self._retiring.discard)
 
 
-def _text(moment: datetime) -> str:
-    return moment.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+def _conversation(question: Question) -> bytes:
+    """What one conversation of one caller has and no other: the caller's word for it, else how it began."""
+    named = question.conversation
+    if not named:
+        messages = question.asked.call.body.get("messages") or ()
+        first = next((message for message in messages if message.get("role") == "user"), None)
+        named = hashlib.sha256(canonical_json(first)).digest()
+    caller = question.caller
+    return canonical_json([caller.tenant, caller.key]) + named

@@ -6,7 +6,7 @@ folder set back to an earlier signed state is consistent in itself: give `since`
 find that too. The write-ahead file is not signed yet: its sound entries are counted, not vouched for.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from steelyard.errors import Malformed, Untrusted
 from steelyard.ledger import ENTRIES, TILE_WIDTH, Checkpoint, Edge, Tile, split_hashes, tile_at
 from steelyard.merkle import HASH_BYTES, leaf_hashes
 from steelyard.note import VerifierKey
-from steelyard.tiles import TileReader
+from steelyard.tile_reader import TileReader
 from steelyard.wal import Tail
 
 
@@ -60,17 +60,18 @@ def verify_log(
     root: Path,
     vkey: str,
     *,
-    since: Checkpoint | None = None,
+    since: Checkpoint | Sequence[Checkpoint] = (),
     progress: Callable[[int], None] | None = None,
 ) -> LogReport:
     """Recompute the ledger in folder `root` and compare it with what the owner of `vkey` signed.
 
-    since: an earlier checkpoint of the same log, signed by the same key, that must be a prefix of this one.
+    since: earlier checkpoints of the same log, signed by the same key, that must be prefixes of this one.
     progress: called with the number of entries checked since the last call.
     Raises Malformed when the key or checkpoint cannot be parsed, Unavailable when the folder cannot be read.
     """
     key = VerifierKey.parse(vkey)
     reader = TileReader(root)
+    earlier = [since] if isinstance(since, Checkpoint) else list(since)
     tail, tail_fault = _tail(reader)  # before the checkpoint: a live log may publish between the two
     if tail is None and not (root / "checkpoint").exists() and (root / "tile").is_dir():
         raise Malformed(
@@ -79,7 +80,7 @@ def verify_log(
         )
     checkpoint = reader.checkpoint()
     unpublished = 0
-    fault = _signature_fault(checkpoint, key) or _since_fault(checkpoint, key, since) or tail_fault
+    fault = _signature_fault(checkpoint, key) or _since_fault(checkpoint, key, earlier) or tail_fault
     if tail is not None:
         unpublished = max(0, tail.first + len(tail.entries) - checkpoint.size)
         if tail.first > checkpoint.size:
@@ -88,7 +89,7 @@ def verify_log(
             )
             fault = fault or Fault("wal", reason, checkpoint.size)
     if fault is None:
-        fault = _Walk(reader, checkpoint, since, progress or (lambda _: None)).fault()
+        fault = _Walk(reader, checkpoint, earlier, progress or (lambda _: None)).fault()
     return LogReport(checkpoint.origin, checkpoint.size, checkpoint.root, unpublished, fault)
 
 
@@ -109,12 +110,14 @@ def _signature_fault(checkpoint: Checkpoint, key: VerifierKey) -> Fault | None:
     return None
 
 
-def _since_fault(checkpoint: Checkpoint, key: VerifierKey, since: Checkpoint | None) -> Fault | None:
-    if since is None:
-        return None
-    since.check(key)
-    if since.size > checkpoint.size:
-        reason = f"covers {checkpoint.size} entries, an earlier checkpoint covers {since.size}: entries were cut off"
+def _since_fault(checkpoint: Checkpoint, key: VerifierKey, earlier: Sequence[Checkpoint]) -> Fault | None:
+    for item in earlier:
+        item.check(key)
+    size = max([item.size for item in earlier], default=0)
+    if size > checkpoint.size:
+        reason = (
+            f"covers {checkpoint.size} entries, an earlier checkpoint covers {size}: entries were cut off"
+        )
         return Fault("checkpoint", reason, checkpoint.size)
     return None
 
@@ -126,17 +129,22 @@ class _Walk:
         self,
         reader: TileReader,
         checkpoint: Checkpoint,
-        since: Checkpoint | None,
+        earlier: Sequence[Checkpoint],
         progress: Callable[[int], None],
     ) -> None:
         self._reader = reader
         self._checkpoint = checkpoint
-        self._since = since
+        self._roots: dict[int, set[bytes]] = {}  # what earlier checkpoints signed, by size
+        for item in earlier:
+            self._roots.setdefault(item.size, set()).add(item.root)
         self._progress = progress
         self._edge = Edge()
 
     def fault(self) -> Fault | None:
         size = self._checkpoint.size
+        found = self._since_fault()
+        if found is not None:
+            return found
         for index in range(-(-size // TILE_WIDTH)):
             found = self._bundle_fault(index)
             if found is not None:
@@ -151,7 +159,7 @@ class _Walk:
                 f"the entries give root {self._edge.root().hex()}, signed is {self._checkpoint.root.hex()}"
             )
             return Fault("tile", reason)
-        return self._since_fault() if self._since is not None and self._since.size == size else None
+        return None
 
     def _bundle_fault(self, index: int) -> Fault | None:
         size = self._checkpoint.size
@@ -164,13 +172,12 @@ class _Walk:
         found = self._leaf_fault(tile_at(0, index, size), leaves)
         if found is not None:
             return found
-        split = self._since.size - self._edge.size if self._since is not None else -1
-        if 0 <= split < len(leaves):  # the earlier tree ends in this bundle
-            filled = self._edge.add(leaves[:split])
-            found = self._since_fault()
-            filled += self._edge.add(leaves[split:])
-        else:
-            filled = self._edge.add(leaves)
+        filled: list[tuple[Tile, bytes]] = []
+        start = self._edge.size
+        stops = [size for size in sorted(self._roots) if start < size <= start + len(leaves)]
+        for stop in [*stops, start + len(leaves)]:  # where an earlier tree ends, its root is compared
+            filled += self._edge.add(leaves[self._edge.size - start : stop - start])
+            found = found or self._since_fault()
         for full, data in filled:
             found = found or self._tile_fault(full, data)
         self._progress(len(entries))
@@ -205,8 +212,8 @@ class _Walk:
         return Fault(tile.path, f"hash {wrong} is not that of the entries below it")
 
     def _since_fault(self) -> Fault | None:
-        assert self._since is not None
-        if self._edge.root() == self._since.root:
+        roots = self._roots.get(self._edge.size)
+        if roots is None or roots == {self._edge.root()}:
             return None
-        reason = f"the first {self._since.size} entries are not those of the earlier checkpoint: the past was rewritten"
+        reason = f"the first {self._edge.size} entries are not those of the earlier checkpoint: the past was rewritten"
         return Fault("checkpoint", reason)

@@ -29,6 +29,12 @@ REVOCATION = PREDICATE_PREFIX + "revocation:v1"
 MAX_POLICY_BYTES = 1 << 20
 MAX_SKEW = timedelta(minutes=5)
 
+# How it is known which bytes an engine loaded, weakest first: a URL says so; an agent on the engine's host hashed
+# them; we launched the engine on a verified path. None of these proves what ran.
+IDENTITIES = ("asserted", "hashed", "launched")
+DEFAULT_IDENTITY = "hashed"
+IDENTITY_RULE = "identity"
+
 _ID = re.compile(r"[a-z0-9][a-z0-9-]{0,63}")
 _AGE = re.compile(r"([1-9][0-9]{0,4})([mhd])")
 _AGE_UNIT = {"m": timedelta(minutes=1), "h": timedelta(hours=1), "d": timedelta(days=1)}
@@ -158,11 +164,15 @@ class Decision:
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """A parsed policy. `digest` is that of the TOML text, so that a decision names the exact rules it used."""
+    """A parsed policy. `digest` is that of the TOML text, so that a decision names the exact rules it used.
+
+    identity: the weakest of IDENTITIES with which an engine may answer.
+    """
 
     name: str
     digest: Digest
     rules: tuple[Rule, ...]
+    identity: str = DEFAULT_IDENTITY
 
     @classmethod
     def parse(cls, text: str) -> "Policy":
@@ -174,7 +184,7 @@ class Policy:
             table = tomllib.loads(text)
         except (tomllib.TOMLDecodeError, RecursionError) as error:
             raise WrongUsage(f"the policy is not TOML: {error}") from error
-        _only(table, {"version", "name", "rule"}, "the policy")
+        _only(table, {"version", "name", "identity", "rule"}, "the policy")
         if table.get("version") != 1:
             raise WrongUsage(f"the policy has version {table.get('version')!r}, expected 1")
         rules = tuple(_rule(entry) for entry in _list(table, "rule", "the policy", dict))
@@ -185,7 +195,10 @@ class Policy:
             raise WrongUsage(
                 'no rule of the policy applies to everyone (aliases = ["*"] and api_keys = ["*"])'
             )
-        return cls(_text(table, "name", "the policy"), sha256(data), rules)
+        identity = table.get("identity", DEFAULT_IDENTITY)
+        if identity not in IDENTITIES:
+            raise WrongUsage(f"the policy's identity {identity!r} is not one of {_names(IDENTITIES)}")
+        return cls(_text(table, "name", "the policy"), sha256(data), rules, identity)
 
     def decide(
         self,
@@ -196,17 +209,31 @@ class Policy:
         keys: Iterable[PublicKey],
         alias: str | None = None,
         api_key: str | None = None,
+        identity: str | None = None,
     ) -> Decision:
         """Weigh `evidence` (anything the store has; signatures are checked here) for `model` at `now`.
 
         now: timezone-aware.  keys: the trusted public keys.  alias, api_key: who asks, for the rules' scopes.
+        identity: what is known of the engine that is to answer; absent where none is, as when a model is admitted.
         Same input, same decision.
         """
         if now.tzinfo is None:
             raise ValueError("now must be timezone-aware")
         file = _File.of(evidence, tuple(keys), now)
         rules = tuple(rule for rule in self.rules if rule.applies(alias, api_key))
-        return Decision(model, self.digest, tuple(_judge(rule, model, file, now) for rule in rules))
+        results = [_judge(rule, model, file, now) for rule in rules]
+        if identity is not None:
+            results.append(self._judge_identity(identity))
+        return Decision(model, self.digest, tuple(results))
+
+    def _judge_identity(self, identity: str) -> RuleResult:
+        """The rule every engine must meet, beside those of the policy's text."""
+        known = IDENTITIES.index(identity) if identity in IDENTITIES else -1
+        if known >= IDENTITIES.index(self.identity):
+            return RuleResult(IDENTITY_RULE, State.MET, f"identity: {identity}", "")
+        reason = f"identity: unverified, the model is only {identity}, wanted {self.identity}"
+        supply = "steelyard node on the engine's host, or let steelyard serve --launch start the engine"
+        return RuleResult(IDENTITY_RULE, State.UNMET, reason, supply)
 
 
 @dataclass(frozen=True, slots=True)
@@ -391,6 +418,10 @@ def _rule(entry: Mapping[str, Any]) -> Rule:
     name = _text(entry, "id", where)
     if not _ID.fullmatch(name):
         raise WrongUsage(f"{where}: an id has lower-case letters, digits and hyphens only")
+    if name == IDENTITY_RULE:
+        raise WrongUsage(
+            f"{where}: every policy has a rule of this name; set `identity` beside `name` instead"
+        )
     conditions = _list(entry, "require", where, dict)
     if not conditions:
         raise WrongUsage(f"{where}: `require` is empty, so the rule would ask for nothing")

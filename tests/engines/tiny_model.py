@@ -12,8 +12,18 @@ TEMPLATE = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfo
 CORPUS = ["hello world, the quick brown fox counts 123 and 456", "what is the capital of France?"]
 
 
-def write_tiny_model(folder: Path, *, seed: int = 0) -> Path:
-    """Weights are drawn with a fixed seed: every call with the same seed writes the same bytes."""
+def write_tiny_model(
+    folder: Path,
+    *,
+    seed: int = 0,
+    template: str = TEMPLATE,
+    context: int = CONTEXT,
+    specials: tuple[str, ...] = (),
+) -> Path:
+    """Weights are drawn with a fixed seed: every call with the same arguments writes the same bytes.
+
+    specials: further control tokens, those that `template` writes.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(seed)
 
@@ -49,7 +59,7 @@ def write_tiny_model(folder: Path, *, seed: int = 0) -> Path:
         "num_hidden_layers": LAYERS,
         "num_attention_heads": HEADS,
         "num_key_value_heads": KV_HEADS,
-        "max_position_embeddings": CONTEXT,
+        "max_position_embeddings": context,
         "rms_norm_eps": 1e-6,
         "hidden_act": "silu",
         "bos_token_id": 1,
@@ -57,15 +67,20 @@ def write_tiny_model(folder: Path, *, seed: int = 0) -> Path:
         "torch_dtype": "float32",
     }
     (folder / "config.json").write_text(json.dumps(config))
-    write_tokenizer(folder)
+    write_tokenizer(folder, specials=specials)
     (folder / "tokenizer_config.json").write_text(
-        json.dumps({"eos_token": "<|end|>", "chat_template": TEMPLATE})
+        json.dumps({"eos_token": "<|end|>", "chat_template": template})
     )
     return folder
 
 
 def write_tokenizer(
-    folder: Path, pre: object = None, *, normalizer: object = None, ignore_merges: bool = False
+    folder: Path,
+    pre: object = None,
+    *,
+    normalizer: object = None,
+    ignore_merges: bool = False,
+    specials: tuple[str, ...] = (),
 ) -> Tokenizer:
     """A byte-level BPE tokenizer.json of at most VOCABULARY tokens; `pre` replaces the GPT-2 pre-tokenizer."""
     tokenizer = Tokenizer(models.BPE(ignore_merges=ignore_merges))
@@ -75,7 +90,7 @@ def write_tokenizer(
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=VOCABULARY,
-        special_tokens=["<|pad|>", "<|start|>", "<|end|>"],
+        special_tokens=["<|pad|>", "<|start|>", "<|end|>", *specials],
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )

@@ -97,7 +97,7 @@ async def test_errors_arrive_as_the_clients_own_exceptions(home):
 
         assert (await asyncio.to_thread(fails, openai.AuthenticationError, "wrong")).code == "invalid_api_key"
         assert (await asyncio.to_thread(fails, openai.NotFoundError, model="gpt-5")).code == "model_not_found"
-        assert (await asyncio.to_thread(fails, openai.BadRequestError, n=3)).param == "n"
+        assert (await asyncio.to_thread(fails, openai.BadRequestError, n=0)).param == "n"
         world.revoke(home, scan)
         denied = await asyncio.to_thread(fails, openai.PermissionDeniedError)
         assert "scan-clean is unmet: the evidence was revoked" in denied.message

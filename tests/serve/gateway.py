@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
+from steelyard.access import ApiKey
 from steelyard.digest import Digest
 from steelyard.engines.fake import FakeEngine
 from steelyard.evidence import Statement, Subject, attest, timestamp
@@ -65,7 +66,7 @@ def furnish(home):
     new_key(home / "operator.pem")
     new_key(home / "ledger.pem")
     store = Store.open(home)
-    store.add_api_key("app", hashlib.sha256(SECRET.encode()).hexdigest(), timestamp(now()))
+    store.add_api_key(ApiKey("app", hashlib.sha256(SECRET.encode()).hexdigest(), timestamp(now())))
     store.close()
     return sign(home, MODEL.hex, SCAN, {"issued_at": timestamp(now()), "verdict": "admit"})
 

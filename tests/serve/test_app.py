@@ -9,9 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from steelyard.access import ApiKey
 from steelyard.disk import Disk
 from steelyard.errors import Unavailable, WrongUsage
 from steelyard.serve.access_log import MAX_LINES, AccessLog
+from steelyard.serve.message import Request
 
 SPEC = importlib.util.spec_from_file_location("gateway", Path(__file__).parent / "gateway.py")
 world = importlib.util.module_from_spec(SPEC)
@@ -100,7 +102,8 @@ async def test_unknown_alias_is_404_and_not_in_the_ledger(home):
         {"Authorization": "Bearer wrong"},
         {"Authorization": world.SECRET},
         {"Authorization": f"Basic {world.SECRET}"},
-        {"x-api-key": world.SECRET},
+        {"x-api-key": "wrong"},
+        {"x-api-key": world.SECRET, "Authorization": "Bearer another"},
     ],
 )
 async def test_wrong_key_is_401_before_anything_else(home, headers):
@@ -123,7 +126,7 @@ async def test_new_and_removed_keys_count_at_once(home):
         fresh = {"Authorization": "Bearer sk-fresh"}
         assert (await call(gateway, "GET", "/v1/models", headers=fresh))[0] == 401
         gateway.store.add_api_key(
-            "fresh", hashlib.sha256(b"sk-fresh").hexdigest(), world.timestamp(world.now())
+            ApiKey("fresh", hashlib.sha256(b"sk-fresh").hexdigest(), world.timestamp(world.now()))
         )
         assert (await call(gateway, "GET", "/v1/models", headers=fresh))[0] == 200
         gateway.store.remove_api_key("fresh")
@@ -157,7 +160,7 @@ async def test_models_are_listed_and_shown(home):
         ("GET", "/v1/chat/completions", 405), ("DELETE", "/v1/models", 405), ("PUT", "/healthz", 405),
         ("GET", "/", 404), ("GET", "/v1/models/", 404), ("GET", "//v1/models", 404),
         ("GET", "/v1/../v1/models", 404), ("GET", "/V1/models", 404), ("GET", "/v1/%6dodels", 404),
-        ("GET", "/healthz/", 404), ("POST", "/v1/embeddings", 404), ("TRACE", "/healthz", 405),
+        ("GET", "/healthz/", 404), ("POST", "/v1/embedding", 404), ("TRACE", "/healthz", 405),
     ],
 )  # fmt: skip
 async def test_other_methods_and_addresses(home, method, path, status):
@@ -179,7 +182,7 @@ async def test_healthz_head_and_options_need_no_key(home):
 
 async def test_wrong_parameter_is_400_and_named(home):
     async with world.running(home) as gateway:
-        status, _, error = await error_of(gateway, "POST", "/v1/chat/completions", {**CHAT, "n": 2})
+        status, _, error = await error_of(gateway, "POST", "/v1/chat/completions", {**CHAT, "n": 0})
         assert (status, error["param"], error["type"]) == (400, "n", "invalid_request_error")
 
 
@@ -210,7 +213,7 @@ async def test_engine_that_is_down_is_503_without_its_reason(home, stream, caplo
 
 
 def broken(chat):
-    raise ZeroDivisionError(chat.messages[0].content)
+    raise ZeroDivisionError(chat.body["messages"][0]["content"])
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -251,11 +254,11 @@ async def test_stuck_reader_of_the_log_costs_lines_not_answers():
     written = []
     log = AccessLog(written.append, world.now)
     for number in range(MAX_LINES + 3):
-        log.add({"number": number})
+        log.add(Request(receipt=str(number)), 200, 0, 0.0)
     await log.close()
     lines = [json.loads(line) for line in written[0].splitlines()]
-    assert lines[0] == {"dropped_lines": 3}
-    assert lines[1]["number"] == 3
+    assert (lines[0]["event"], lines[0]["lines"]) == ("dropped", 3)
+    assert lines[1]["receipt"] == "3"
 
 
 class FullDisk(Disk):

@@ -64,7 +64,7 @@ def test_it_listens_on_loopback_says_how_to_call_it_and_stops_cleanly(tmp_path):
     assert f"base_url='{ready['url']}/v1'" in talk
     assert "steelyard key new --api" in talk
     assert CANARY not in talk
-    assert '"status": 401' in talk
+    assert '"status":401' in talk
     assert "Traceback" not in talk
 
 

@@ -6,20 +6,19 @@ Three layers, each tried, and what held is said in the scan's statement:
   seccomp   on Linux (x86-64, AArch64) the kernel refuses those and renames, links, deletions, mounts, tracing and the
             like, whoever asks: EPERM. Opening for writing is refused too, unless the file has no name (O_TMPFILE).
 
-Source: linux/seccomp.h, linux/filter.h, linux/audit.h; the system call tables of both architectures.
+Source: linux/fcntl.h; `seccomp.py` has the rest.
 """
 
 import ctypes
 import os
-import platform
 import resource
-import struct
 import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from steelyard.digest import JSON
+from steelyard.seccomp import ALLOW, EPERM, Architecture, install, jump, refused, statement
 
 MEMORY_BYTES = (
     384 << 20
@@ -27,38 +26,19 @@ MEMORY_BYTES = (
 FILE_BYTES = 9 << 30  # the budget of unpacked bytes, and a little
 EXIT_BREACH = 86
 
-_AUDIT_X86_64 = 0xC000003E
-_AUDIT_AARCH64 = 0xC00000B7
-_X32_BIT = 0x40000000
-_ALLOW = 0x7FFF0000
-_KILL = 0x80000000
-_EPERM = 0x00050001
-_PR_SET_NO_NEW_PRIVS = 38
-_PR_SET_SECCOMP = 22
-_FILTER = 2
 _O_TMPFILE = 0o20200000
 _WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 
-# What a parser never needs. Numbers by name: (x86-64, AArch64), absent where the architecture has no such call.
-_REFUSED: dict[str, tuple[int | None, int | None]] = {
-    "socket": (41, 198), "socketpair": (53, 199), "connect": (42, 203), "bind": (49, 200), "listen": (50, 201),
-    "accept": (43, 202), "accept4": (288, 242), "sendto": (44, 206), "sendmsg": (46, 211), "sendmmsg": (307, 269),
-    "execve": (59, 221), "execveat": (322, 281), "fork": (57, None), "vfork": (58, None), "clone": (56, 220),
-    "clone3": (435, 435), "ptrace": (101, 117), "process_vm_readv": (310, 270), "process_vm_writev": (311, 271),
-    "kill": (62, 129), "tkill": (200, 130), "tgkill": (234, 131), "pidfd_open": (434, 434),
-    "creat": (85, None), "openat2": (437, 437), "truncate": (76, 45), "rename": (82, None), "renameat": (264, 38),
-    "renameat2": (316, 276), "link": (86, None), "linkat": (265, 37), "symlink": (88, None), "symlinkat": (266, 36),
-    "unlink": (87, None), "unlinkat": (263, 35), "mkdir": (83, None), "mkdirat": (258, 34), "rmdir": (84, None),
-    "mknod": (133, None), "mknodat": (259, 33), "chmod": (90, None), "fchmod": (91, 52), "fchmodat": (268, 53),
-    "chown": (92, None), "fchown": (93, 55), "lchown": (94, None), "fchownat": (260, 54), "setxattr": (188, 5),
-    "mount": (165, 40), "umount2": (166, 39), "pivot_root": (155, 41), "chroot": (161, 51), "setns": (308, 268),
-    "unshare": (272, 97), "init_module": (175, 105), "finit_module": (313, 273), "kexec_load": (246, 104),
-    "bpf": (321, 280), "perf_event_open": (298, 241), "keyctl": (250, 219), "add_key": (248, 217),
-    "request_key": (249, 218), "userfaultfd": (323, 282), "io_uring_setup": (425, 425), "setuid": (105, 146),
-    "setgid": (106, 144), "setresuid": (117, 147), "setresgid": (119, 149), "reboot": (169, 142),
-}  # fmt: skip
-_OPEN = (2, None)
-_OPENAT = (257, 56)
+# What a parser never needs.
+_REFUSED = (
+    "socket", "socketpair", "connect", "bind", "listen", "accept", "accept4", "sendto", "sendmsg", "sendmmsg", "execve",
+    "execveat", "fork", "vfork", "clone", "clone3", "ptrace", "process_vm_readv", "process_vm_writev", "kill", "tkill",
+    "tgkill", "pidfd_open", "pidfd_getfd", "creat", "openat2", "truncate", "rename", "renameat", "renameat2", "link",
+    "linkat", "symlink", "symlinkat", "unlink", "unlinkat", "mkdir", "mkdirat", "rmdir", "mknod", "mknodat", "chmod",
+    "fchmod", "fchmodat", "chown", "fchown", "lchown", "fchownat", "setxattr", "mount", "umount2", "pivot_root",
+    "chroot", "setns", "unshare", "init_module", "finit_module", "kexec_load", "bpf", "perf_event_open", "keyctl",
+    "add_key", "request_key", "userfaultfd", "io_uring_setup", "setuid", "setgid", "setresuid", "setresgid", "reboot",
+)  # fmt: skip
 
 _BREACHES = (
     "socket.",
@@ -133,52 +113,22 @@ def _has_nameless_files() -> bool:
 
 def _filter(libc: ctypes.CDLL, has_nameless_files: bool) -> bool:
     """Install the seccomp filter. False where it cannot be."""
-    index = {("Linux", "x86_64"): 0, ("Linux", "aarch64"): 1}.get((platform.system(), platform.machine()))
-    if index is None:
-        return False
-    code = b"".join(_program(index, has_nameless_files))
-    buffer = ctypes.create_string_buffer(code, len(code))
-    program = struct.pack("HxxxxxxP", len(code) // 8, ctypes.addressof(buffer))
-    argument = ctypes.create_string_buffer(program, len(program))
-    if libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0:
-        return False
-    return bool(libc.prctl(_PR_SET_SECCOMP, _FILTER, ctypes.byref(argument), 0, 0) == 0)
+    return install(libc, lambda machine: _rules(machine, has_nameless_files))
 
 
-def _program(index: int, has_nameless_files: bool) -> Iterator[bytes]:
-    """Classic BPF over struct seccomp_data {int nr; u32 arch; u64 ip; u64 args[6]}.
-
-    Where temporary files need a name, they are made and unlinked at once, so both stay allowed.
-    """
-    refused = {k: v for k, v in _REFUSED.items() if has_nameless_files or k not in {"unlink", "unlinkat"}}
-    load_nr, load_arch = _statement(0x20, 0), _statement(0x20, 4)
-    yield load_arch
-    yield _jump(0x15, (_AUDIT_X86_64, _AUDIT_AARCH64)[index], 1, 0)
-    yield _statement(0x06, _KILL)
-    yield load_nr
-    if index == 0:  # the x32 calls of the same processor have numbers of their own
-        yield _jump(0x35, _X32_BIT, 0, 1)
-        yield _statement(0x06, _KILL)
-    for number in sorted(n for numbers in refused.values() if (n := numbers[index]) is not None):
-        yield _jump(0x15, number, 0, 1)
-        yield _statement(0x06, _EPERM)
-    for numbers, flags_at in ((_OPEN, 24), (_OPENAT, 32)):
-        opening = numbers[index]
+def _rules(machine: Architecture, has_nameless_files: bool) -> Iterator[bytes]:
+    """Where temporary files need a name, they are made and unlinked at once, so both stay allowed."""
+    yield from refused(
+        machine, (name for name in _REFUSED if has_nameless_files or name not in {"unlink", "unlinkat"})
+    )
+    for name, flags_at in (("open", 24), ("openat", 32)):
+        opening = machine.number(name)
         if opening is not None and has_nameless_files:
-            yield _jump(0x15, opening, 0, 7)
-            yield _statement(0x20, flags_at)
-            yield _statement(0x54, _O_TMPFILE & ~os.O_DIRECTORY)
-            yield _jump(0x15, _O_TMPFILE & ~os.O_DIRECTORY, 3, 0)  # a file without a name
-            yield _statement(0x20, flags_at)
-            yield _jump(0x45, _WRITES, 0, 1)
-            yield _statement(0x06, _EPERM)
-            yield _statement(0x06, _ALLOW)
-    yield _statement(0x06, _ALLOW)
-
-
-def _statement(code: int, value: int) -> bytes:
-    return struct.pack("<HBBI", code, 0, 0, value)
-
-
-def _jump(code: int, value: int, if_true: int, if_false: int) -> bytes:
-    return struct.pack("<HBBI", code, if_true, if_false, value)
+            yield jump(0x15, opening, 0, 7)
+            yield statement(0x20, flags_at)
+            yield statement(0x54, _O_TMPFILE & ~os.O_DIRECTORY)
+            yield jump(0x15, _O_TMPFILE & ~os.O_DIRECTORY, 3, 0)  # a file without a name
+            yield statement(0x20, flags_at)
+            yield jump(0x45, _WRITES, 0, 1)
+            yield statement(0x06, EPERM)
+            yield statement(0x06, ALLOW)

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from steelyard.config import Config, load_config
 from steelyard.digest import JSON, Digest, canonical_json, sha256
@@ -15,6 +15,9 @@ from steelyard.model import Model
 from steelyard.policy import Decision, Policy
 from steelyard.store import Store
 from steelyard.tiles import TileLog
+
+if TYPE_CHECKING:
+    from steelyard.store_postgres import PostgresStore
 
 DECISION = PREDICATE_PREFIX + "decision:v1"
 
@@ -34,12 +37,12 @@ class Installation:
     """The home's configuration and its open store."""
 
     config: Config
-    store: Store
+    store: "Store | PostgresStore"
 
     @classmethod
     def open(cls, home: Path | None) -> "Installation":
         config = load_config(home)
-        return cls(config, Store.open(config.home))
+        return cls(config, _store(config))
 
     def signer(self) -> LocalSigner:
         """The operator's key. Raises WrongUsage when there is none yet."""
@@ -86,6 +89,14 @@ class Installation:
             evidence=[str(item.id) for item in evidence],
         )
         return decision
+
+
+def _store(config: Config) -> "Store | PostgresStore":
+    if config.store_url is None:
+        return Store.open(config.home)
+    from steelyard.store_postgres import PostgresStore
+
+    return PostgresStore.open(config.store_url, config.home)
 
 
 def subject_of(model: Model) -> Subject:

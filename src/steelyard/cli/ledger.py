@@ -1,4 +1,8 @@
-"""steelyard ledger: verify, show and prove. Needs a ledger's folder and its verifier key, no store and no secret."""
+"""steelyard ledger: verify, show, prove. Needs a ledger's folder and its verifier key, no store and no secret.
+
+What changes something or leaves the house (export, erase, hold, witness, request) is in ledger_custody. Whoever reads
+the home's own ledger is entered in it first; an outsider's copy has no key to enter anything with.
+"""
 
 import argparse
 import base64
@@ -11,14 +15,45 @@ from steelyard.digest import JSON
 if TYPE_CHECKING:
     from steelyard.cli.talk import Talk
     from steelyard.ledger import Checkpoint, InclusionProof
-    from steelyard.tiles import TileReader
+    from steelyard.note import VerifierKey
 
-HELP = "The tamper-evident ledger: verify it, show its entries, prove that an entry is in it."
+HELP = "The tamper-evident ledger: verify it, show its entries, prove one, export it, erase a day's salts."
 MAX_INPUT_BYTES = 1 << 20
+MAX_BODY_BYTES = 64 << 20
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    from steelyard.cli import ledger_custody
+
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+    _add_verify(verbs)
+    show = verbs.add_parser("show", help="print the last entries")
+    show.add_argument("dir", nargs="?", type=Path, help="the ledger's folder (default: the one in the home)")
+    show.add_argument("--last", type=int, default=20, metavar="N", help="how many (default 20; 0: all)")
+    prove = verbs.add_parser("prove", help="print a proof of one entry that verifies offline")
+    prove.add_argument(
+        "what", nargs="?", metavar="RECEIPT", help="an answer's receipt id, or an entry's index"
+    )
+    prove.add_argument("--receipt", help="the receipt id, where it could be taken for an index")
+    prove.add_argument("--dir", type=Path, help="the ledger's folder (default: the one in the home)")
+    prove.add_argument(
+        "--reveal",
+        action="store_true",
+        help="add the receipt's salt: who has the texts can then compare them",
+    )
+    prove.add_argument("--out", type=Path, help="write it to this file instead")
+    for reading in (show, prove):
+        add_outsider(reading)
+    check = verbs.add_parser("check-receipt", help="check a proof, and the texts of the answer it is about")
+    check.add_argument("proof", type=Path, help="what `prove` printed")
+    check.add_argument("--key", help="the ledger's verifier key, or a file that holds it")
+    check.add_argument("--request", type=Path, help="the request body, byte for byte")
+    check.add_argument("--response", type=Path, help="the response body, byte for byte")
+    check.add_argument("--salt", metavar="HEX", help="the receipt's salt (default: the one in the proof)")
+    ledger_custody.add_arguments(verbs)
+
+
+def _add_verify(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     verify = verbs.add_parser("verify", help="recompute every hash and compare with the signed checkpoint")
     verify.add_argument(
         "dir", nargs="?", type=Path, help="the ledger's folder (default: the one in the home)"
@@ -27,20 +62,45 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--key", help="verifier key, or a file that holds it (default: keys/ledger.vkey in the home)"
     )
     verify.add_argument(
-        "--since", type=Path, help="an earlier checkpoint that must be a prefix of this ledger"
+        "--since",
+        type=Path,
+        action="append",
+        default=[],
+        help="an earlier checkpoint that must be a prefix of this ledger; may be repeated",
+    )
+    verify.add_argument(
+        "--witness",
+        action="append",
+        default=[],
+        metavar="KEY",
+        help="a witness's key, or a file that holds it; its cosigned checkpoint must be a prefix; may be repeated",
+    )
+    verify.add_argument(
+        "--quorum", type=int, metavar="N", help="how many of the witnesses must vouch (default: all)"
+    )
+    verify.add_argument(
+        "--cosigned",
+        type=Path,
+        action="append",
+        default=[],
+        help="a checkpoint that witnesses cosigned, besides those in the ledger's folder witness/",
     )
     verify.add_argument("--proof", type=Path, help="verify this proof of one entry instead of a folder")
-    show = verbs.add_parser("show", help="print the last entries")
-    show.add_argument("dir", nargs="?", type=Path, help="the ledger's folder (default: the one in the home)")
-    show.add_argument("--last", type=int, default=20, metavar="N", help="how many (default 20; 0: all)")
-    prove = verbs.add_parser("prove", help="print a proof of one entry that verifies offline")
-    prove.add_argument("index", nargs="?", type=int, help="the entry's index")
-    prove.add_argument("--receipt", help="the receipt id of the answer the entry is about")
-    prove.add_argument("--dir", type=Path, help="the ledger's folder (default: the one in the home)")
+
+
+def add_outsider(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--outsider",
+        action="store_true",
+        help="do not enter the reading: for who has a copy of the home and not its key",
+    )
 
 
 def run(args: argparse.Namespace, talk: "Talk") -> int:
-    verb = {"verify": _verify, "show": _show, "prove": _prove}[args.verb]
+    from steelyard.cli import ledger_custody
+
+    verbs = {"verify": _verify, "show": _show, "prove": _prove, "check-receipt": _check_receipt}
+    verb = verbs.get(args.verb) or ledger_custody.VERBS[args.verb]
     return verb(args, talk)
 
 
@@ -48,33 +108,69 @@ def _verify(args: argparse.Namespace, talk: "Talk") -> int:
     from steelyard.errors import WrongUsage
     from steelyard.ledger import Checkpoint
     from steelyard.ledger_check import verify_log
-    from steelyard.tiles import TileReader
+    from steelyard.note import VerifierKey
+    from steelyard.tile_reader import TileReader
 
-    vkey = _vkey(args)
+    vkey = vkey_of(args)
     if args.proof is not None:
-        if args.dir is not None or args.since is not None:
+        if args.dir is not None or args.since or args.witness:
             raise WrongUsage("--proof stands alone: it needs the key and no folder")
         return _verify_proof(args.proof, vkey, talk)
-    since = Checkpoint.parse(_input(args.since)) if args.since is not None else None
-    folder = _folder(args)
+    since = [Checkpoint.parse(input_of(path)) for path in args.since]
+    folder = folder_of(args)
+    times, cosigned = _witnessed(args, folder, VerifierKey.parse(vkey))
     with talk.bar("checking", TileReader(folder).checkpoint().size) as bar:
-        report = verify_log(folder, vkey, since=since, progress=bar.advance)
+        report = verify_log(folder, vkey, since=[*since, *cosigned], progress=bar.advance)
     if report.fault is None:
         text = f"{talk.paint('intact', 'good')}  {report.size} entries of {report.origin}, root {report.root.hex()}"
-        if since is not None:
-            text += f"\nit continues the checkpoint of {since.size} entries"
+        text += "".join(f"\nit continues the checkpoint of {item.size} entries" for item in since)
+        text += "".join(f"\n{name} vouches for {size} entries" for name, (size, _) in times.items())
     else:
         text = f"{talk.paint('tampered', 'bad')}  {report.fault.place}: {report.fault.reason}"
     if report.unpublished:
-        text += f"\n{report.unpublished} entries are durable and not under a signed checkpoint yet"
-    talk.data(text, report.to_json())
+        text += f"\n{report.unpublished} entries are written and not under a signed checkpoint yet"
+    witnesses: JSON = {name: {"size": size, "time": time_s} for name, (size, time_s) in times.items()}
+    talk.data(text, {**report.to_json(), "witnesses": witnesses})
     return 0 if report.is_intact else 1
+
+
+def _witnessed(
+    args: argparse.Namespace, folder: Path, key: "VerifierKey"
+) -> "tuple[dict[str, tuple[int, int]], list[Checkpoint]]":
+    """Size and time each witness vouches for, and the checkpoints they cosigned. Raises Untrusted below the quorum."""
+    from steelyard.errors import Untrusted, WrongUsage
+    from steelyard.ledger import Checkpoint
+    from steelyard.ledger_bundle import cosigned_checkpoints, vouching
+    from steelyard.tile_reader import TileReader
+    from steelyard.witness import WitnessKey, cosigned_by
+
+    witnesses = [WitnessKey.parse(key_text(word)) for word in args.witness]
+    quorum = len(witnesses) if args.quorum is None else args.quorum
+    if not 0 <= quorum <= len({witness.name for witness in witnesses}):
+        raise WrongUsage(f"--quorum {quorum} of {len(witnesses)} witnesses; give each with --witness")
+    if not witnesses:
+        if args.cosigned:
+            raise WrongUsage("--cosigned needs the witnesses' keys: --witness KEY")
+        return {}, []
+    items = [Checkpoint.parse(input_of(path)) for path in args.cosigned]
+    items += [*cosigned_checkpoints(folder), TileReader(folder).checkpoint()]
+    times: dict[str, tuple[int, int]] = {}
+    found: list[Checkpoint] = []
+    for item in items:
+        cosigners = cosigned_by(item, witnesses)
+        if cosigners:
+            found += vouching([item], key)
+        for name, time_s in cosigners.items():
+            times[name] = max(times.get(name, (-1, 0)), (item.size, time_s))
+    if len(times) < quorum:
+        raise Untrusted(f"{len(times)} of {len(witnesses)} witnesses vouch for this ledger, {quorum} must")
+    return times, found
 
 
 def _verify_proof(path: Path, vkey: str, talk: "Talk") -> int:
     from steelyard.note import VerifierKey
 
-    proof = _proof_of(_input(path))
+    proof = _proof_of(input_of(path))
     proof.check(VerifierKey.parse(vkey))
     checkpoint = proof.checkpoint
     text = (
@@ -86,13 +182,14 @@ def _verify_proof(path: Path, vkey: str, talk: "Talk") -> int:
 
 def _show(args: argparse.Namespace, talk: "Talk") -> int:
     from steelyard.errors import WrongUsage
-    from steelyard.tiles import TileReader
+    from steelyard.tile_reader import TileReader
 
     if args.last < 0:
         raise WrongUsage("--last is a number of entries, 0 for all")
-    reader = TileReader(_folder(args))
+    reader = TileReader(folder_of(args))
     checkpoint = reader.checkpoint()
     start = max(0, checkpoint.size - args.last) if args.last else 0
+    enter_reading(args, "read", what="show", first=start, stop=checkpoint.size)
     rows: list[dict[str, JSON]] = []
     lines: list[str] = []
     for index, entry in enumerate(reader.entries(start, checkpoint.size, checkpoint.size), start):
@@ -105,37 +202,102 @@ def _show(args: argparse.Namespace, talk: "Talk") -> int:
 
 def _prove(args: argparse.Namespace, talk: "Talk") -> int:
     from steelyard.errors import WrongUsage
-    from steelyard.tiles import TileReader
+    from steelyard.ledger_bundle import index_of
+    from steelyard.tile_reader import TileReader
 
-    if (args.index is None) == (args.receipt is None):
-        raise WrongUsage("give the entry's index or --receipt ID, one of them")
-    reader = TileReader(_folder(args))
+    if (args.what is None) == (args.receipt is None):
+        raise WrongUsage("give a receipt id or the entry's index, one of them")
+    reader = TileReader(folder_of(args))
     checkpoint = reader.checkpoint()
-    index = args.index if args.receipt is None else _index_of(args.receipt, reader, checkpoint)
+    index = _index(args.what) if args.receipt is None else None
+    if index is None:
+        index = index_of(args.receipt or args.what, reader, checkpoint)
     if not 0 <= index < checkpoint.size:
         raise WrongUsage(f"entry {index} is not under the checkpoint, which covers {checkpoint.size} entries")
+    what = "reveal" if args.reveal else "prove"
+    enter_reading(args, "read", what=what, first=index, stop=index + 1)
     proof = reader.prove_inclusion(index)
-    talk.data(proof.to_text().rstrip("\n"), _proof_json(proof))
+    value = _proof_json(proof)
+    text = proof.to_text()
+    if args.reveal:
+        value["salt"] = _revealed(args, proof)
+        text = json.dumps(value) + "\n"
+    put_out(args.out, text, value, talk)
     return 0
 
 
-def _index_of(receipt: str, reader: "TileReader", checkpoint: "Checkpoint") -> int:
-    """The newest entry whose record names the receipt."""
+def _index(word: str) -> int | None:
+    """An index, as people write it; a receipt has 32 characters and may consist of digits."""
+    return int(word) if word.lstrip("-").isascii() and word.lstrip("-").isdigit() and len(word) < 20 else None
+
+
+def _revealed(args: argparse.Namespace, proof: "InclusionProof") -> str:
+    from steelyard.config import load_config
     from steelyard.errors import WrongUsage
-    from steelyard.ledger import TILE_WIDTH
+    from steelyard.ledger_bundle import record_of
+    from steelyard.salts import Salts
 
-    for bundle in reversed(range(-(-checkpoint.size // TILE_WIDTH))):
-        entries = reader.bundle(bundle, checkpoint.size)
-        for offset in reversed(range(len(entries))):
-            record = _record(entries[offset])
-            if isinstance(record, dict) and record.get("receipt") == receipt:
-                return bundle * TILE_WIDTH + offset
-    raise WrongUsage(
-        f"no entry under the checkpoint has receipt {receipt!r}; a fresh answer is published within a second"
+    entry = record_of(proof.entry)
+    name, receipt = entry.get("salt"), entry.get("receipt")
+    if not isinstance(name, str) or not isinstance(receipt, str):
+        raise WrongUsage(f"entry {proof.index} commits to no text, so there is no salt to reveal")
+    return Salts(load_config(args.home).home / "salts").reveal(name, receipt).hex()
+
+
+def _check_receipt(args: argparse.Namespace, talk: "Talk") -> int:
+    from steelyard.errors import WrongUsage
+    from steelyard.ledger_bundle import check_receipt
+    from steelyard.note import VerifierKey
+
+    data = input_of(args.proof)
+    word = args.salt or _salt_in(data)
+    try:
+        salt = bytes.fromhex(word) if word else None
+    except ValueError as error:
+        raise WrongUsage("--salt is 32 bytes in hex") from error
+    request, response = (
+        input_of(path, MAX_BODY_BYTES) if path else None for path in (args.request, args.response)
     )
+    key = VerifierKey.parse(vkey_of(args))
+    report = check_receipt(_proof_of(data), key, salt=salt, request=request, response=response)
+    said = {None: "not compared", True: "as committed", False: "NOT what was committed"}
+    verdict = talk.paint("proven", "good") if report.is_matching else talk.paint("different", "bad")
+    text = (
+        f"{verdict}  entry {report.index}; request {said[report.request]}, response {said[report.response]}"
+    )
+    value: dict[str, JSON] = {
+        "index": report.index,
+        "entry": report.entry,
+        "request": report.request,
+        "response": report.response,
+    }
+    talk.data(f"{text}\n{_line(report.index, _proof_of(data).entry)}", value)
+    return 0 if report.is_matching else 1
 
 
-def _folder(args: argparse.Namespace) -> Path:
+def _salt_in(data: bytes) -> str | None:
+    if not data.lstrip().startswith(b"{"):
+        return None
+    try:
+        found = json.loads(data).get("salt")
+    except (ValueError, RecursionError):
+        return None  # _proof_of says what is wrong
+    return found if isinstance(found, str) else None
+
+
+def put_out(out: Path | None, text: str, value: JSON, talk: "Talk") -> None:
+    """To the file, or where a command's result goes."""
+    from steelyard.disk import unavailable
+
+    if out is None:
+        talk.data(text.rstrip("\n"), value)
+        return
+    with unavailable(f"cannot write {out}"):
+        out.write_text(text, encoding="utf-8")
+    talk.say(f"written to {out}")
+
+
+def folder_of(args: argparse.Namespace) -> Path:
     if args.dir is not None:
         return Path(args.dir)
     from steelyard.config import load_config
@@ -143,27 +305,67 @@ def _folder(args: argparse.Namespace) -> Path:
     return load_config(args.home).ledger
 
 
-def _vkey(args: argparse.Namespace) -> str:
+def is_own(args: argparse.Namespace) -> bool:
+    """Whether the folder is the ledger of the home, whatever path leads there."""
+    from steelyard.config import load_config
+
+    own = load_config(args.home).ledger
+    folder = folder_of(args)
+    return own.exists() and folder.exists() and own.samefile(folder)
+
+
+def enter_reading(args: argparse.Namespace, kind: str, **fields: JSON) -> None:
+    """Enter in the home's own ledger who reads what. Raises before anything is shown when it cannot be entered."""
+    if args.outsider or not is_own(args):
+        return
+    enter(args, kind, **fields)
+
+
+def enter(args: argparse.Namespace, kind: str, **fields: JSON) -> int:
+    """Enter what a person does to the home's ledger, and publish it. Its index."""
+    import os
+    import pwd
+
+    from steelyard.cli.installation import Installation, clock
+
+    uid = os.getuid()
+    try:
+        who = pwd.getpwuid(uid).pw_name
+    except KeyError:
+        who = str(uid)
+    return Installation.open(args.home).record(kind, clock(), who=who, **fields)
+
+
+def vkey_of(args: argparse.Namespace) -> str:
     from steelyard.errors import WrongUsage
 
-    if args.key is not None and "+" in args.key:
-        return str(args.key)
     if args.key is not None:
-        path = Path(args.key)
-    else:
-        from steelyard.config import load_config
+        return key_text(args.key)
+    from steelyard.config import load_config
 
-        path = load_config(args.home).ledger_key.with_suffix(".vkey")
+    path = load_config(args.home).ledger_key.with_suffix(".vkey")
     if not path.is_file():
         raise WrongUsage(f"no verifier key at {path}; give --key NAME+ID+BASE64 or a file that holds it")
-    return _input(path).decode("utf-8", "replace").strip()
+    return input_of(path).decode("utf-8", "replace").strip()
 
 
-def _input(path: Path) -> bytes:
+def key_text(word: str) -> str:
+    """A verifier key given as such, or in a file."""
+    from steelyard.errors import WrongUsage
+
+    path = Path(word)
+    if "+" in word and not path.is_file():
+        return word
+    if not path.is_file():
+        raise WrongUsage(f"no verifier key at {path}; give NAME+ID+BASE64 or a file that holds it")
+    return input_of(path).decode("utf-8", "replace").strip()
+
+
+def input_of(path: Path, limit_bytes: int = MAX_INPUT_BYTES) -> bytes:
     from steelyard.disk import read_file, unavailable
 
     with unavailable(f"cannot read {path}"):
-        return read_file(path, MAX_INPUT_BYTES)
+        return read_file(path, limit_bytes)
 
 
 def _proof_of(data: bytes) -> "InclusionProof":

@@ -18,6 +18,7 @@ COMMANDS = {
     "scan": "examine a file or directory: no store, key or policy",
     "admit": "scan, sign the evidence, decide by policy",
     "serve": "answer OpenAI clients from admitted models only",
+    "egress-test": "try every way out of a serving process and show each refused",
     "demo": "the main job in a minute, offline, with one refusal",
     "model": "ls, show, convert, alias, export, import, drop, gc",
     "evidence": "show, verify, export, revoke",
@@ -28,7 +29,10 @@ COMMANDS = {
     "advisories": "add, check, show: known vulnerabilities from an OSV dump",
     "environment": "check what is installed here against what its packages recorded",
     "ledger": "verify, show, prove",
-    "key": "new, show",
+    "node": "tell a gateway which model an engine on this host has loaded",
+    "privacy": "scan, dictionary: personal data in a text, the firm's own list",
+    "key": "new, ls, show, rotate, revoke, drop: signing keys and API keys",
+    "team": "new, ls, show, set, drop: keys that share models, limits and a budget",
 }
 _EPILOG = "\n".join(
     [
@@ -124,6 +128,8 @@ def module_of(name: str) -> ModuleType:
             from steelyard.cli import admit as module
         case "serve":
             from steelyard.cli import serve as module
+        case "egress-test":
+            from steelyard.cli import egress as module
         case "demo":
             from steelyard.cli import demo as module
         case _:
@@ -152,6 +158,12 @@ def _noun(name: str) -> ModuleType:
             from steelyard.cli import advisories as module
         case "environment":
             from steelyard.cli import environment as module
+        case "node":
+            from steelyard.cli import node as module
+        case "privacy":
+            from steelyard.cli import privacy as module
+        case "team":
+            from steelyard.cli import team as module
         case _:
             from steelyard.cli import key as module
     return module

@@ -1,16 +1,10 @@
-"""`steelyard serve`: the gateway. Builds engines, gate and server from one home, runs until SIGTERM or Ctrl-C."""
+"""`steelyard serve`: the gateway. Starts the workers, each of which `cli/worker.py` builds from one home."""
 
 import argparse
-import asyncio
-import contextlib
 import ipaddress
 import json
-import logging
-import secrets
-import signal
 import sys
-from collections.abc import Iterable, Mapping
-from pathlib import Path
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from steelyard.cli.talk import Talk
@@ -18,13 +12,15 @@ from steelyard.cli.talk import Talk
 if TYPE_CHECKING:
     from steelyard.cli.installation import Installation
     from steelyard.digest import Digest
-    from steelyard.engines.base import Engine
     from steelyard.policy import Decision
+    from steelyard.serve.workers import Listeners
 
 MAX_PORT = 65535
-SLOTS = 4  # requests that one embedded engine answers at once; each holds a context of its own
+DRAIN_S = 30.0
+DURABILITIES = ("relaxed", "strict")
 HELP = (
-    "Answer OpenAI clients on loopback, from models that policy allows, and enter each answer in the ledger."
+    "Answer OpenAI's and Anthropic's clients on loopback, from models that policy allows, and enter each answer in "
+    "the ledger."
 )
 
 
@@ -38,96 +34,73 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME=MODEL",
         help="answer as NAME from MODEL (name or digest) while this runs; may be repeated",
     )
+    parser.add_argument(
+        "--launch",
+        action="append",
+        nargs=2,
+        default=[],
+        metavar=("ENGINE", "MODEL"),
+        help="start this server on a model's verified files: vllm, sglang, llama-server, transformers, or a command "
+        "with {path} and {port}; may be repeated",
+    )
+    parser.add_argument("--workers", type=int, metavar="N", help="worker processes on this port (default: 1)")
+    parser.add_argument(
+        "--durability",
+        choices=DURABILITIES,
+        default="relaxed",
+        help="relaxed: an answer is in the kernel before it leaves and on the disk within 50 ms; strict: on the disk",
+    )
     parser.add_argument("--no-auth", action="store_true", help="no API keys; on loopback only")
     parser.add_argument(
-        "--expose",
-        action="store_true",
-        help="allow a --host other machines can reach; traffic is not encrypted",
+        "--expose", action="store_true", help="allow a --host that other machines can reach; use TLS with it"
+    )
+    parser.add_argument("--tls-cert", metavar="FILE", help="certificate chain, PEM")
+    parser.add_argument("--tls-key", metavar="FILE", help="its private key, PEM")
+    parser.add_argument(
+        "--tls-client-ca", metavar="FILE", help="callers need a certificate of this authority"
+    )
+    parser.add_argument(
+        "--open-doors", action="store_true", help="do not deny the process its way out; for debugging only"
     )
 
 
 def run(args: argparse.Namespace, talk: Talk) -> int:
     from steelyard.cli.installation import Installation
+    from steelyard.cli.worker import Worker, has_embedded_engine, tls_files
     from steelyard.errors import WrongUsage
+    from steelyard.serve import json_log
+    from steelyard.serve.metrics import clear
+    from steelyard.serve.workers import Fleet, Listeners, check_workers, supervise
 
     home = Installation.open(args.home)
-    host = args.host or home.config.host
-    port = home.config.port if args.port is None else args.port
+    config = home.config
+    host = args.host or config.host
+    port = config.port if args.port is None else args.port
     if not 0 <= port <= MAX_PORT:
         raise WrongUsage(f"port {port} is not between 0 and {MAX_PORT}")
+    tls_files(config, args)  # refuses half a pair before anything starts
     _check_exposure(home, host, args)
-    logging.basicConfig(
-        level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr
+    own = own_aliases(home, args.alias)
+    count = config.operations.workers if args.workers is None else args.workers
+    check_workers(count, has_embedded_engine=has_embedded_engine(home, args, own))
+    home.store.close()  # each worker opens its own
+    json_log.set_up(config.operations.log_level)
+    listeners = Listeners(host, port, count)
+    clear(config.home / "run" / "metrics")
+    worker = Worker(args, talk, own, host, listeners.port, count, DRAIN_S)
+    if count == 1:
+        return worker.run(0, listeners.take(0), Fleet(1))
+    return supervise(
+        worker.run,
+        listeners,
+        count,
+        drain_s=DRAIN_S,
+        on_ready=lambda: _announce_many(host, listeners, count, talk),
     )
-    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-        runner.run(_serve(home, host, port, args, talk))
-    return 0
 
 
-async def _serve(home: "Installation", host: str, port: int, args: argparse.Namespace, talk: Talk) -> None:
-    from steelyard.cli.installation import clock
-    from steelyard.gate import Gate
-    from steelyard.salts import Salts
-    from steelyard.sequencer import Sequencer
-    from steelyard.serve.access_log import AccessLog
-    from steelyard.serve.app import App
-    from steelyard.serve.auth import KeyedDoor, OpenDoor
-    from steelyard.serve.server import Server
-
-    own = _own_aliases(home, args.alias)
-    aliases = {**home.store.aliases(), **own}
-    engines = [_engine_of(home, digest) for digest in sorted(set(aliases.values()))]
-    stop = asyncio.Event()
-    for name in (signal.SIGINT, signal.SIGTERM):
-        asyncio.get_running_loop().add_signal_handler(name, stop.set)
-    with contextlib.closing(home.ledger()) as ledger:
-        gate = Gate(
-            home.config.policy(),
-            home.store,
-            home.config.trusted_keys(),
-            engines,
-            Sequencer(ledger),
-            Salts(home.config.home / "salts"),
-            clock=clock,
-            new_receipt=lambda: secrets.token_hex(16),
-            aliases=own,
-        )
-        log = AccessLog(_nowhere if talk.quiet else sys.stderr.write, clock)
-        door = OpenDoor() if args.no_auth else KeyedDoor(home.store)
-        server = Server(App(gate, door, log, clock=clock), clock=clock)
-        port = await server.bind(host, port)
-        try:
-            decisions = await gate.start()
-            await server.start()
-            _announce(f"http://{_bracketed(host)}:{port}", decisions, home, args, talk)
-            await stop.wait()
-            talk.say("stopping: requests in work may finish")
-            await server.stop()
-        finally:
-            await gate.close()
-            await log.close()
-    talk.say("stopped; the ledger is under a checkpoint")
-
-
-def _engine_of(home: "Installation", digest: "Digest") -> "Engine":
-    """An embedded engine for an admitted GGUF, not started. Raises WrongUsage when the model is no GGUF."""
-    from steelyard.engines.embedded import EmbeddedEngine
-    from steelyard.errors import WrongUsage
-
-    model = home.store.model(str(digest))
-    source = Path(home.store.source(digest))
-    # A model that is one file has one resource, named "." as model-signing names it.
-    files = [f for f in model.files if (source.name if f.path == "." else f.path).endswith(".gguf")]
-    if len(files) != 1:
-        raise WrongUsage(
-            f"{model.name} has {len(files)} GGUF files and the embedded engine loads exactly one; "
-            f"run: steelyard model convert {model.name}, then: steelyard model alias NAME {model.name}-gguf"
-        )
-    path = source / files[0].path if source.is_dir() else source
-    return EmbeddedEngine(path, digest, file_sha256=files[0].sha256, slots=SLOTS)
-
-
-def _own_aliases(home: "Installation", pairs: Iterable[str]) -> "dict[str, Digest]":
+def own_aliases(home: "Installation", pairs: list[str]) -> "dict[str, Digest]":
+    """The names of --alias NAME=MODEL. Raises WrongUsage."""
     from steelyard.errors import WrongUsage
 
     own = {}
@@ -163,9 +136,10 @@ def _is_loopback(host: str) -> bool:
         return False
 
 
-def _announce(
+def announce(
     url: str, decisions: "Mapping[str, Decision]", home: "Installation", args: argparse.Namespace, talk: Talk
 ) -> None:
+    """Say where the gateway is and what it answers."""
     if talk.json:  # one line, so that a program that started us can wait for it
         models = {alias: {"model": str(d.model), "allowed": d.allowed} for alias, d in decisions.items()}
         sys.stdout.write(json.dumps({"url": url, "models": models}) + "\n")
@@ -175,7 +149,7 @@ def _announce(
         state = "allowed" if decision.allowed else "refused, see: steelyard policy explain"
         talk.say(f"  {alias:<20} {decision.model.hex[:12]}  {state}")
     if not decisions:
-        talk.say("  no model has an alias yet; run: steelyard model alias NAME MODEL, then start again")
+        talk.say("  no model has an alias yet; run: steelyard model alias NAME MODEL")
     if not args.no_auth and not home.store.api_keys():
         talk.say("  no API key yet; run: steelyard key new --api NAME")
     key = "any" if args.no_auth else "KEY"
@@ -183,17 +157,13 @@ def _announce(
     talk.say(f"Call it: {example}\nStop it: Ctrl-C")
 
 
-def _loop_factory() -> "type[asyncio.AbstractEventLoop] | None":
-    try:
-        import uvloop
-    except ImportError:
-        return None
-    return uvloop.Loop
+def _announce_many(host: str, listeners: "Listeners", count: int, talk: Talk) -> None:
+    url = url_of(host, listeners.port, tls=False)
+    if talk.json:
+        sys.stdout.write(json.dumps({"url": url, "workers": count}) + "\n")
+        sys.stdout.flush()
+    talk.say(f"Steelyard listens at {url}/v1 with {count} workers\nStop it: Ctrl-C")
 
 
-def _bracketed(host: str) -> str:
-    return f"[{host}]" if ":" in host else host
-
-
-def _nowhere(text: str) -> None:
-    """--quiet: no access log."""
+def url_of(host: str, port: int, *, tls: bool) -> str:
+    return f"http{'s' if tls else ''}://{f'[{host}]' if ':' in host else host}:{port}"

@@ -8,69 +8,20 @@ doubles with each failure.
 
 import asyncio
 import contextlib
-import hashlib
 import os
-import unicodedata
-from collections.abc import AsyncIterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from steelyard.digest import Digest
-from steelyard.engines.embedded_process import ChildProcess
-from steelyard.engines.embedded_schema import require_enforceable
-from steelyard.errors import Malformed, SteelyardError, Unavailable, Untrusted, WrongUsage
-from steelyard.formats.gguf import metadata_of
-from steelyard.wire.chat import ChatRequest, Chunk
+from steelyard.engines.embedded_process import STALL_LIMIT_S, ChildProcess, Running
+from steelyard.engines.embedded_prompt import Traits
+from steelyard.engines.embedded_request import count_of, task_of
+from steelyard.engines.embedded_weights import Stamp, Verified, verified
+from steelyard.errors import SteelyardError, Unavailable, Untrusted, WrongUsage
+from steelyard.wire.call import Call, Object
 
-DEFAULT_CONTEXT = 4096
 FIRST_PAUSE_S = 0.1
 LONGEST_PAUSE_S = 30.0
 RESTART_WAIT_S = 20.0  # how long a request waits for a child to come back
-BLOCK_BYTES = 1 << 20
-NORMALISER_KEY = "steelyard.tokenizer.normaliser"  # written by our converter; llama.cpp does not normalise
-
-
-@dataclass(frozen=True, slots=True)
-class _Stamp:
-    """What the kernel changes when a file's bytes or name change."""
-
-    device: int
-    inode: int
-    size: int
-    modified_ns: int
-    changed_ns: int
-
-    @classmethod
-    def of(cls, fd: int) -> "_Stamp":
-        stat = os.fstat(fd)
-        return cls(stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
-
-
-@dataclass(frozen=True, slots=True)
-class _OpenFile:
-    """A ByteSource over the descriptor that is hashed and loaded."""
-
-    fd: int
-
-    @property
-    def size(self) -> int:
-        return os.fstat(self.fd).st_size
-
-    def read(self, offset: int, size: int) -> bytes:
-        data = os.pread(self.fd, size, offset)
-        if len(data) != size:
-            raise ValueError(f"read of {size} bytes at {offset} found {len(data)}")
-        return data
-
-
-@dataclass(frozen=True, slots=True)
-class _Verified:
-    """A file whose hash was right, and what its header says. `composes`: prompts must be normalised to NFC."""
-
-    stamp: _Stamp
-    context: int
-    composes: bool
 
 
 class EmbeddedEngine:
@@ -78,7 +29,8 @@ class EmbeddedEngine:
 
     digest: what the engine answers for (the model's root digest). file_sha256: the file's own hash, hex.
     context: tokens of prompt and answer for each of `slots` requests at once; absent means what the model was
-    trained for, at most DEFAULT_CONTEXT. threads: absent leaves it to llama.cpp.
+    trained for, at most DEFAULT_CONTEXT. threads: absent leaves it to llama.cpp. stall_s: llama.cpp is started anew
+    when it gives no sign for so long.
     """
 
     def __init__(
@@ -90,6 +42,7 @@ class EmbeddedEngine:
         context: int | None = None,
         slots: int = 1,
         threads: int | None = None,
+        stall_s: float = STALL_LIMIT_S,
     ) -> None:
         if slots < 1 or (context is not None and context < 1) or (threads is not None and threads < 1):
             raise ValueError("slots, context and threads are at least 1")
@@ -99,8 +52,9 @@ class EmbeddedEngine:
         self._context = context
         self._slots = slots
         self._threads = threads
+        self._stall_s = stall_s
         self._fd: int | None = None
-        self._verified: _Verified | None = None
+        self._verified: Verified | None = None
         self._child: ChildProcess | None = None
         self._failures = 0
         self._last_reason = "the engine is not started; call start() first"
@@ -110,6 +64,15 @@ class EmbeddedEngine:
     @property
     def digest(self) -> Digest:
         return self._digest
+
+    @property
+    def name(self) -> str:
+        return "embedded"
+
+    @property
+    def identity(self) -> str:
+        """We load the bytes that we hashed."""
+        return "launched"
 
     @property
     def pid(self) -> int | None:
@@ -153,18 +116,38 @@ class EmbeddedEngine:
             os.close(self._fd)
             self._fd = None
 
-    async def generate(self, request: ChatRequest) -> AsyncIterator[Chunk]:
-        """Yield the answer as llama.cpp produces it; see the Engine protocol."""
-        child = await self._running_child()
-        composes = self._verified is not None and self._verified.composes
-        chunks = child.ask(_body(request, composes=composes))
+    async def ask(self, call: Call) -> Object:
+        """The whole answer; see the Engine protocol. For a kind it cannot do, and for what it would silently not
+        do, WrongUsage."""
+        running = await self._begin(call, whole=True)
         try:
-            async for chunk in chunks:
-                if chunk.finish_reason:
-                    self._failures = 0
-                yield chunk
+            answer = await running.whole()
         finally:
-            await chunks.aclose()
+            running.leave()
+        self._failures = 0
+        return answer
+
+    def stream(self, call: Call) -> "_Stream":
+        return _Stream(self, call)
+
+    async def count(self, call: Call) -> int:
+        """Tokens of the prompt as the model would read it. Waits for a slot when all are busy."""
+        child = await self._running_child()
+        running = await child.begin(count_of(call, self._traits()), whole=True)
+        try:
+            answer = await running.whole()
+        finally:
+            running.leave()
+        tokens: int = answer["tokens"]
+        return tokens
+
+    async def _begin(self, call: Call, *, whole: bool) -> Running:
+        child = await self._running_child()
+        return await child.begin(task_of(call, self._traits()), whole=whole)
+
+    def _traits(self) -> Traits:
+        assert self._verified
+        return self._verified.traits
 
     async def _running_child(self) -> ChildProcess:
         if self._keeper and not self._up.is_set():
@@ -203,69 +186,65 @@ class EmbeddedEngine:
         return await self._launch(self._fd)
 
     async def _launch(self, fd: int) -> ChildProcess:
-        verified = self._verified
-        if verified is None or verified.stamp != _Stamp.of(fd):
-            verified = self._verified = await asyncio.to_thread(self._verify, fd)
-        context = self._context or min(verified.context, DEFAULT_CONTEXT)
-        if context > verified.context:
+        known = self._verified
+        if known is None or known.stamp != Stamp.of(fd):
+            known = self._verified = await asyncio.to_thread(self._verify, fd)
+        traits = known.traits
+        if traits.context > known.context:
             raise WrongUsage(
-                f"context is {context} tokens, {self._path.name} was made for {verified.context}"
+                f"context is {traits.context} tokens, {self._path.name} was made for {known.context}"
             )
-        child = await ChildProcess.launch(fd, context=context, slots=self._slots, threads=self._threads)
-        if _Stamp.of(fd) != verified.stamp:
+        child = await ChildProcess.launch(
+            fd,
+            context=traits.context,
+            slots=self._slots,
+            threads=self._threads,
+            embeds=traits.embeds,
+            stall_s=self._stall_s,
+        )
+        if Stamp.of(fd) != known.stamp:
             await child.close()
             self._verified = None
             raise Untrusted(f"{self._path} changed while it was loaded")
         return child
 
-    def _verify(self, fd: int) -> _Verified:
-        stamp = _Stamp.of(fd)
-        hasher = hashlib.sha256()
-        offset = 0
-        while block := os.pread(fd, BLOCK_BYTES, offset):
-            hasher.update(block)
-            offset += len(block)
-        if hasher.hexdigest() != self._file_sha256:
-            raise Untrusted(
-                f"{self._path} has sha256 {hasher.hexdigest()}, expected {self._file_sha256}: admit the file again"
-            )
-        metadata = metadata_of(_OpenFile(fd))
-        context = metadata.get(f"{metadata.get('general.architecture')}.context_length")
-        if not isinstance(context, int) or context < 1:
-            raise Malformed(f"{self._path} names no context length", rule="gguf/context")
-        return _Verified(stamp, context, metadata.get(NORMALISER_KEY) == "NFC")
+    def _verify(self, fd: int) -> Verified:
+        return verified(fd, self._path, self._file_sha256, context=self._context, slots=self._slots)
 
 
-def _body(request: ChatRequest, *, composes: bool) -> Mapping[str, Any]:
-    """The llama.cpp request. What the caller left open is left to the model's own sampling defaults; as soon as
-    the caller sets temperature or top_p, nothing else cuts the distribution."""
-    if not request.messages:
-        raise WrongUsage("the request has no messages")
-    body: dict[str, Any] = {
-        "messages": [
-            {
-                "role": "system" if message.role == "developer" else message.role,
-                "content": unicodedata.normalize("NFC", message.content) if composes else message.content,
-            }
-            for message in request.messages
-        ],
-        "stream": True,
-        "stream_options": {"include_usage": True},
-        "return_progress": True,  # an event per prompt batch: a long prompt can be aborted
-        "stop": list(request.stop),
-    }
-    chosen = {
-        "max_tokens": request.max_tokens,
-        "temperature": request.temperature,
-        "top_p": request.top_p,
-        "seed": request.seed,
-    }
-    body |= {name: value for name, value in chosen.items() if value is not None}
-    if request.temperature is not None or request.top_p is not None:
-        body |= {"top_k": 0, "min_p": 0.0, "top_p": request.top_p if request.top_p is not None else 1.0}
-    if request.seed is not None:
-        body["cache_prompt"] = False  # a reused prefix changes the last bits of the logits
-    if request.json_schema is not None:
-        require_enforceable(request.json_schema)
-        body["response_format"] = {"type": "json_schema", "json_schema": {"schema": request.json_schema}}
-    return body
+class _Stream:
+    """An answer as it comes: lists of chunks."""
+
+    __slots__ = ("_call", "_engine", "_is_over", "_running")
+
+    def __init__(self, engine: EmbeddedEngine, call: Call) -> None:
+        self._engine = engine
+        self._call = call
+        self._running: Running | None = None
+        self._is_over = False
+
+    def __aiter__(self) -> "_Stream":
+        return self
+
+    async def __anext__(self) -> list[Object]:
+        if self._is_over:
+            raise StopAsyncIteration
+        try:
+            if self._running is None:
+                self._running = await self._engine._begin(self._call, whole=False)
+            chunks = await self._running.chunks()
+        except BaseException:
+            self._leave()
+            raise
+        if self._running.is_finished:
+            self._leave()
+            self._engine._failures = 0
+        return chunks
+
+    async def aclose(self) -> None:
+        self._leave()
+
+    def _leave(self) -> None:
+        self._is_over = True
+        if self._running is not None:
+            self._running.leave()

@@ -1,8 +1,19 @@
 """The process that holds llama.cpp. Started by `embedded_process.py`; a crash here takes nobody down with it.
 
-Frames both ways: 4 bytes big-endian length, then one JSON object. The first frame in is the settings, then
-{"id", "body"} asks and {"cancel"} stops. Out: {"ready": true} or {"failed"} once, then for each id {"id", "text"}...
-and one {"id", "end", "prompt", "completion"} or {"id", "error", "usage"}. End of input ends the process.
+Frames both ways: 4 bytes big-endian length, then one JSON object. The first frame in is the settings, then tasks and
+{"cancel"} stops. Out: {"ready": true} or {"failed"} once, then for each task's id
+
+    {"id", "chunks": [...]}...   OpenAI's chunk objects, all that came since the last frame; the last frame has "end"
+    {"id", "whole": {...}}       OpenAI's answer object, or {"tokens": n} for a count
+    {"id", "error", "usage"}     instead; usage: the request is at fault
+    {"id", "alive"}              something happened that nobody waits for
+
+End of input ends the process.
+
+A task: {"id", "kind", "rounds", "whole", "top", "stops"}.  kind: chat, completion, embedding or count.
+rounds: [{"first", "body", "again"}], llama.cpp requests made one after the other; `first` is the index of its first
+answer among all, `again` says that its prompt was read by the round before.  whole: give the answer in one piece.
+top: how many alternatives each token's log-probability shall have.  stops: the caller's stop texts.
 
 llama.cpp's server insists on listening; it gets a Unix socket in the private folder, removed before the first
 request, so that no address leads here.
@@ -12,77 +23,195 @@ import json
 import os
 import sys
 import threading
-from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from steelyard.engines.embedded_answer import Failed, Gathered, failure, without_text
+
 MAX_FRAME_BYTES = 64 << 20
 LOG_WARNINGS = 2
+SIGN_S = 1.0  # at most so often
+BUG_STATUS = 70
 
 Frame = Mapping[str, Any]
 
 
 class Outlet:
-    """Writes frames from many threads, one at a time."""
+    """Writes frames from many threads. Chunks wait while a frame is being written, and then go together."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
         self._lock = threading.Lock()
+        self._waiting = threading.Condition()
+        self._chunks: dict[int, list[str]] = {}
+        self._last_sign = 0.0
+
+    def start(self) -> None:
+        threading.Thread(target=self._forward, name="chunks", daemon=True).start()
+
+    def put(self, number: int, chunk: str) -> None:
+        """Send a chunk, given as JSON, as soon as the pipe takes it."""
+        with self._waiting:
+            self._chunks.setdefault(number, []).append(chunk)
+            self._waiting.notify()
 
     def send(self, frame: Frame) -> None:
-        data = json.dumps(frame).encode()
         with self._lock:
-            self._file.write(len(data).to_bytes(4, "big") + data)
-            self._file.flush()
+            self._put(json.dumps(frame))
+
+    def sign(self, number: int) -> None:
+        """Tell the parent, now and then, that llama.cpp works."""
+        now = time.monotonic()
+        if now - self._last_sign > SIGN_S:
+            self._last_sign = now
+            self.send({"id": number, "alive": True})
+
+    def end(self, number: int, closing: Frame) -> None:
+        """The last frame of a stream, with the chunks that still wait."""
+        with self._lock:  # after a frame that is being written
+            with self._waiting:
+                chunks = [*self._chunks.pop(number, ()), json.dumps(closing)]
+            self._put(_chunks_frame(number, chunks, "true"))
+
+    def drop(self, number: int) -> None:
+        """Forget the chunks that still wait."""
+        with self._waiting:
+            self._chunks.pop(number, None)
+
+    def _forward(self) -> None:
+        while True:
+            with self._waiting:
+                while not self._chunks:
+                    self._waiting.wait()
+            with self._lock:
+                with self._waiting:
+                    waiting, self._chunks = self._chunks, {}
+                for number, chunks in waiting.items():
+                    self._put(_chunks_frame(number, chunks, "false"))
+
+    def _put(self, text: str) -> None:
+        data = text.encode()
+        self._file.write(len(data).to_bytes(4, "big") + data)
+        self._file.flush()
 
 
-class Answer:
-    """One generation: turns llama.cpp's stream events into frames. `cancelled` stops it at the next event."""
+def _chunks_frame(number: int, chunks: list[str], end: str) -> str:
+    return f'{{"id":{number},"end":{end},"chunks":[{",".join(chunks)}]}}'
 
-    def __init__(self, number: int, outlet: Outlet) -> None:
-        self._number = number
+
+class Generation:
+    """The doing of one task. `cancelled` stops it at llama.cpp's next event and frees its slot."""
+
+    def __init__(self, task: Frame, outlet: Outlet) -> None:
+        self._task = task
+        self._number: int = task["id"]
         self._outlet = outlet
         self.cancelled = False
-        self._finish_reason: str | None = None
-        self._usage: Frame | None = None
-        self._failed = False
 
-    def on_event(self, text: str) -> bool:
-        """llama.cpp calls this with each event; True aborts the generation and frees its slot."""
-        if text != "[DONE]":
-            self._read(json.loads(text))
-        return self.cancelled
+    def run(self, server: Any) -> None:  # noqa: ANN401 (untyped library)
+        try:
+            self._run(server)
+        except Failed as error:
+            self._fail(error)
+        except ValueError as error:  # a template or a schema that refuses this request
+            self._fail(Failed(str(error), usage=True))
+        except RuntimeError as error:
+            self._fail(Failed(without_text(str(error)), usage=False))
+        finally:
+            self._outlet.drop(self._number)
 
-    def _read(self, event: Frame) -> None:
-        error = event.get("error", event if "code" in event else None)
+    def _run(self, server: Any) -> None:  # noqa: ANN401 (untyped library)
+        kind = self._task["kind"]
+        if kind == "embedding":
+            self._whole(self._embed(server))
+        elif kind == "count":
+            self._whole({"tokens": self._count(server)})
+        else:
+            self._generate(server.handle_chat_completions if kind == "chat" else server.handle_completions)
+
+    def _generate(self, handle: Any) -> None:  # noqa: ANN401 (untyped library)
+        is_whole = self._task["whole"]
+        gathered = Gathered(
+            self._task, None if is_whole else lambda chunk: self._outlet.put(self._number, chunk)
+        )
+        for turn in self._task["rounds"]:
+            gathered.begin(turn)
+            self._handle(handle, turn["body"], gathered.read)
+            if self.cancelled:
+                return
+            gathered.end_round()
+        if is_whole:
+            self._whole(gathered.whole())
+        else:
+            self._outlet.end(self._number, gathered.closing())
+
+    def _handle(self, handle: Any, body: Frame, read: Callable[[str], object]) -> None:  # noqa: ANN401
+        """Give every event to `read`. What it raises is raised here: llama.cpp's callback would swallow it."""
+        caught: list[Exception] = []
+
+        def on_event(text: str) -> bool:
+            if self.cancelled or text == "[DONE]":
+                return self.cancelled
+            self._outlet.sign(self._number)
+            try:
+                read(text)
+            except (Failed, _Enough, ValueError, KeyError, TypeError) as error:
+                caught.append(error)
+            return bool(caught)
+
+        if not self.cancelled:
+            handle(json.dumps(body), on_event)
+        if caught:
+            if isinstance(caught[0], Failed | _Enough):
+                raise caught[0]
+            raise Failed(f"llama.cpp's event is not as expected ({type(caught[0]).__name__})", usage=False)
+
+    def _count(self, server: Any) -> int:  # noqa: ANN401 (untyped library)
+        """Tokens of the prompts. llama.cpp tells a prompt's length before it reads any of it; that is enough."""
+        counts: list[int] = []
+
+        def read(text: str) -> None:
+            event = json.loads(text)
+            if error := event.get("error", event if "code" in event else None):
+                if error.get("type") != "exceed_context_size_error":
+                    raise failure(error)
+                counts.append(int(error["n_prompt_tokens"]))
+                raise _Enough
+            if "prompt_progress" in event:
+                counts.append(int(event["prompt_progress"]["total"]))
+                raise _Enough
+
+        is_chat = "messages" in self._task["rounds"][0]["body"]
+        handle = server.handle_chat_completions if is_chat else server.handle_completions
+        for turn in self._task["rounds"]:
+            try:
+                self._handle(handle, turn["body"], read)
+            except _Enough:
+                continue
+        return sum(counts)
+
+    def _embed(self, server: Any) -> Frame:  # noqa: ANN401 (untyped library)
+        found: Frame = json.loads(server.handle_embeddings(json.dumps(self._task["rounds"][0]["body"])))
+        error = found.get("error", found if "code" in found else None)
         if error is not None:
-            self.fail(error)
-            return
-        for choice in event.get("choices", ()):
-            piece = choice.get("delta", {}).get("content")
-            if piece:
-                self._outlet.send({"id": self._number, "text": piece})
-            self._finish_reason = choice.get("finish_reason") or self._finish_reason
-        self._usage = event.get("usage") or self._usage
+            raise failure(error)
+        return found
 
-    def fail(self, error: Frame) -> None:
-        self._failed = True
-        is_callers = 400 <= int(error.get("code", 500)) < 500
-        message = str(error.get("message", "llama.cpp gave no reason"))
-        if error.get("type") == "exceed_context_size_error":
-            tokens, room = error.get("n_prompt_tokens"), error.get("n_ctx")
-            message = f"the prompt has {tokens} tokens, the context of this model holds {room}"
-        self._outlet.send({"id": self._number, "error": message[:500], "usage": is_callers})
+    def _whole(self, answer: Frame) -> None:
+        if not self.cancelled:
+            self._outlet.send({"id": self._number, "whole": answer})
 
-    def finish(self) -> None:
-        if self._failed or self.cancelled:
-            return
-        if self._finish_reason is None or self._usage is None:
-            self.fail({"code": 500, "message": "the answer ended without a finish reason"})
-            return
-        counts = {"prompt": self._usage["prompt_tokens"], "completion": self._usage["completion_tokens"]}
-        self._outlet.send({"id": self._number, "end": self._finish_reason, **counts})
+    def _fail(self, error: Failed) -> None:
+        if not self.cancelled:
+            self._outlet.drop(self._number)
+            self._outlet.send({"id": self._number, "error": error.message, "usage": error.usage})
+
+
+class _Enough(Exception):
+    """What was asked is known; the generation need not go on."""
 
 
 def main() -> None:
@@ -104,29 +233,33 @@ def main() -> None:
 
 
 def _serve(server: Any, source: BinaryIO, outlet: Outlet, slots: int) -> None:  # noqa: ANN401 (untyped library)
-    answers: dict[int, Answer] = {}
+    running: dict[int, Generation] = {}
 
-    def run(answer: Answer, number: int, body: str) -> None:
+    def run(generation: Generation, number: int) -> None:
         try:
-            if not answer.cancelled:
-                server.handle_chat_completions(body, answer.on_event)
-            answer.finish()
-        except ValueError as error:  # a template or a schema that refuses this request
-            answer.fail({"code": 400, "message": str(error)})
-        except RuntimeError as error:
-            answer.fail({"code": 500, "message": str(error)})
+            generation.run(server)
         finally:
-            answers.pop(number, None)
+            running.pop(number, None)
 
+    outlet.start()
     with ThreadPoolExecutor(slots, thread_name_prefix="slot") as pool:
         while (frame := _next_frame(source)) is not None:
             if "cancel" in frame:
-                if answer := answers.get(frame["cancel"]):
-                    answer.cancelled = True
+                if generation := running.get(frame["cancel"]):
+                    generation.cancelled = True
                 continue
-            answer = answers[frame["id"]] = Answer(frame["id"], outlet)
-            pool.submit(run, answer, frame["id"], json.dumps(frame["body"]))
+            generation = running[frame["id"]] = Generation(frame, outlet)
+            pool.submit(run, generation, frame["id"]).add_done_callback(_end_with_bug)
         os._exit(0)
+
+
+def _end_with_bug(done: "Future[None]") -> None:
+    """An error nobody expected ends the process: the parent sees that, and would wait for an answer for ever."""
+    error = done.exception()
+    if error is not None:
+        sys.stderr.write(f"unexpected {type(error).__name__}\n")
+        sys.stderr.flush()
+        os._exit(BUG_STATUS)
 
 
 def _next_frame(source: BinaryIO) -> Frame | None:
@@ -159,7 +292,12 @@ def _server(settings: Frame) -> Any:  # noqa: ANN401 (untyped library)
     params.endpoint_slots = False
     params.offline = True
     params.use_jinja = True
-    params.reasoning_format = xllamacpp.common_reasoning_format.COMMON_REASONING_FORMAT_NONE
+    params.reasoning_format = xllamacpp.common_reasoning_format.COMMON_REASONING_FORMAT_AUTO
+    if settings["embeds"]:
+        params.embedding = True
+        params.n_batch = params.n_ubatch = settings[
+            "context"
+        ]  # a text is embedded in one batch or not at all
     if settings["threads"]:
         params.cpuparams.n_threads = settings["threads"]
         params.cpuparams_batch.n_threads = settings["threads"]

@@ -1,6 +1,7 @@
 """Which JSON schemas llama.cpp enforces. It silently drops keywords it does not know, so the rest refuse here.
 
-Attack or accident stopped: a caller believes that an answer obeys a rule which the grammar never held.
+Attack or accident stopped: a caller believes that an answer obeys a rule which the grammar never held; and a schema
+with so many ways to begin a value that llama.cpp, which follows them all in the one thread of all slots, hangs.
 Source: ggml-org/llama.cpp common/json-schema-to-grammar.cpp (keywords visited by the converter).
 """
 
@@ -11,6 +12,8 @@ from steelyard.errors import WrongUsage
 
 MAX_DEPTH = 32
 MAX_SCHEMAS = 2048
+MAX_WAYS = 1000  # to begin one value: alternatives, counted through references; OpenAI's limit for an enum
+MAX_CHAIN = 64  # references and alternatives within one another before a value begins
 
 _TYPES = frozenset({"array", "boolean", "integer", "null", "number", "object", "string"})
 _REMARKS = frozenset(
@@ -26,6 +29,7 @@ _COUNTS = ("maxItems", "maxLength", "minItems", "minLength")
 
 def require_enforceable(schema: Mapping[str, Any]) -> None:
     """Raises WrongUsage, naming the place, when a keyword of `schema` would not be enforced."""
+    require_bounded(schema)
     waiting: list[tuple[str, Any, int]] = [("#", schema, 0)]
     seen = 0
     while waiting:
@@ -52,6 +56,61 @@ def require_enforceable(schema: Mapping[str, Any]) -> None:
             for name in ("items", "additionalProperties")
             if name in part
         ]
+
+
+def require_bounded(schema: Mapping[str, Any]) -> None:
+    """Raises WrongUsage when a value in `schema` may begin in more than MAX_WAYS ways."""
+    ways = _Ways(schema)
+    waiting: list[Any] = [schema]
+    while waiting:
+        part = waiting.pop()
+        if isinstance(part, Mapping):
+            ways.of(part)
+            waiting += part.values()
+        elif isinstance(part, list):
+            waiting += part
+
+
+class _Ways:
+    """Counts the ways in which values begin; each part of the schema once."""
+
+    def __init__(self, root: Mapping[str, Any]) -> None:
+        self._root = root
+        self._known: dict[int, int] = {}
+
+    def of(self, part: object, depth: int = 0) -> int:
+        if not isinstance(part, Mapping):
+            return 1
+        known = self._known.get(id(part))
+        if known is None:
+            if depth > MAX_CHAIN:
+                raise WrongUsage(f"a schema refers {MAX_CHAIN} times before a value begins")
+            known = self._known[id(part)] = self._count(part, depth)
+        if known > MAX_WAYS:
+            raise WrongUsage(f"a schema has more than {MAX_WAYS} alternatives in one place")
+        return known
+
+    def _count(self, part: Mapping[str, Any], depth: int) -> int:
+        count = 1
+        for name in ("anyOf", "oneOf", "allOf"):
+            if isinstance(part.get(name), list):
+                count += sum(self.of(option, depth + 1) for option in part[name])
+        for name in ("enum", "type"):
+            if isinstance(part.get(name), list):
+                count += len(part[name])
+        if isinstance(part.get("$ref"), str):
+            count += self.of(self._resolved(part["$ref"]), depth + 1)
+        return count
+
+    def _resolved(self, pointer: str) -> object:
+        """What a reference leads to; nothing when it leads nowhere, which llama.cpp refuses."""
+        found: object = self._root
+        for step in pointer.removeprefix("#").split("/")[1:]:
+            if isinstance(found, list) and step.isascii() and step.isdigit() and int(step) < len(found):
+                found = found[int(step)]
+            else:
+                found = found.get(step) if isinstance(found, Mapping) else None
+        return found
 
 
 def _require_keywords(place: str, part: Mapping[str, Any]) -> None:

@@ -11,10 +11,9 @@ chunk extensions and pipelined requests. Source: RFC 9110, RFC 9112.
 
 import asyncio
 import logging
+import math
 import traceback
 from collections import deque
-from collections.abc import Callable
-from contextlib import aclosing
 from typing import cast
 
 import httptools
@@ -50,9 +49,11 @@ class Connection(asyncio.Protocol):
         self._parser = httptools.HttpRequestParser(self)
         self._queue: deque[tuple[Request, bool] | Response] = deque()
         self._task: asyncio.Task[None] | None = None
+        self._peer = ""
         self._request = Request()
+        self._fields: list[tuple[bytes, bytes]] = []
         self._parts: list[bytes] = []
-        self._head_size = self._body_size = self._wire_size = 0
+        self._body_size = self._wire_size = 0
         self._in_head = self._in_body = False
         self._reading_paused = False
         self._deaf = False  # nothing more is parsed: the connection ends after the queue
@@ -66,6 +67,8 @@ class Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
+        peer = transport.get_extra_info("peername")
+        self._peer = str(peer[0]) if isinstance(peer, tuple) else ""
         if not self._hub.admit(self):
             self._refuse(
                 self._hub.app.malformed(503, "the gateway has too many connections; try again later")
@@ -116,9 +119,10 @@ class Connection(asyncio.Protocol):
     # Parser events. Raising Malformed stops the parser.
 
     def on_message_begin(self) -> None:
-        self._request = Request()
+        self._request = Request(peer=self._peer)
+        self._fields = []
         self._parts = []
-        self._head_size = self._body_size = self._wire_size = 0
+        self._body_size = self._wire_size = 0
         self._in_head = True
         self._read_by = self._hub.now() + self._limits.head_s
 
@@ -130,30 +134,22 @@ class Connection(asyncio.Protocol):
             )
 
     def on_header(self, name: bytes, value: bytes) -> None:
+        # Looked at together at the head's end; `_check_sizes` bounds what comes before it.
         if not self._in_head:
             raise Malformed("trailers are not accepted", rule="http/trailer")
-        headers = self._request.headers
-        self._head_size += len(name) + len(value) + 4
-        if self._head_size > self._limits.head_bytes:
-            raise Malformed(f"the head is longer than {self._limits.head_bytes} bytes", rule="http/head-size")
-        name = name.lower()
-        if name in headers and name in _SINGLE:
-            raise Malformed(f"two {name.decode()} fields", rule="http/repeated-field")
-        headers.setdefault(name, value)
-        if len(headers) > self._limits.headers:
-            raise Malformed(f"more than {self._limits.headers} header fields", rule="http/header-count")
+        self._fields.append((name, value))
 
     def on_headers_complete(self) -> None:
         self._in_head = False
         self._in_body = True
         request = self._request
         request.method = self._parser.get_method()
-        _check_head(request, self._parser.get_http_version(), self._limits)
+        request.headers = headers = _headers(self._fields, self._limits)
+        size = _check_head(request, self._parser.get_http_version(), self._limits)
         self._read_by = self._hub.now() + self._limits.body_s
         request.early = self._hub.app.check_head(request)
-        expects = request.headers.get(b"expect")
-        too_much = _body_size(request) > self._limits.ignored_body_bytes
-        if request.early is not None and (too_much or expects is not None):
+        expects = headers.get(b"expect")
+        if request.early is not None and (size > self._limits.ignored_body_bytes or expects is not None):
             self._queue.append(request.early)
             raise Malformed("answered before the body", rule="http/early")
         if expects is not None:
@@ -170,7 +166,8 @@ class Connection(asyncio.Protocol):
 
     def on_message_complete(self) -> None:
         self._in_body = False
-        self._request.body = b"".join(self._parts)
+        parts = self._parts
+        self._request.body = parts[0] if len(parts) == 1 else b"".join(parts)
         keep_alive = self._parser.should_keep_alive()
         self._queue.append((self._request, keep_alive))
         self._parts = []
@@ -242,14 +239,14 @@ class Connection(asyncio.Protocol):
 
     async def _respond(self, request: Request, keep_alive: bool) -> None:
         """The outermost middleware: whatever breaks below is logged without payload and answered with 500."""
-        began_at = self._hub.now()
-        sending = _Sending(self._transport, self._writable, request, self._hub.date)
+        request.began_at = self._hub.now()
+        sending = _Sending(self._transport, self._writable, request, self._hub)
         try:
             response = request.early or await self._hub.app.answer(request)
             keep_alive = keep_alive and not (self._deaf and not self._queue)
             await sending.send(response, keep_alive)
         except asyncio.CancelledError:
-            request.notes["left"] = True
+            request.has_left = True
             raise
         except Exception as error:  # noqa: BLE001 - fails closed; the only such place of the server
             _log.error("request failed: %s", _where(error))
@@ -260,7 +257,7 @@ class Connection(asyncio.Protocol):
                 await sending.send(self._hub.app.failed(), keep_alive)
         finally:
             self._task = None
-            self._report(request, sending, began_at)
+            self._report(request, sending)
         if not keep_alive:
             self._deaf = True
             self._queue.clear()
@@ -277,9 +274,10 @@ class Connection(asyncio.Protocol):
     def _last_word(self, response: Response) -> None:
         # Closing with unread bytes would reset the connection and may destroy the answer on its way
         # (RFC 9112, section 9.6): stop writing, throw away what still comes, then close.
-        sending = _Sending(self._transport, self._writable, Request(), self._hub.date)
+        sending = _Sending(self._transport, self._writable, Request(), self._hub)
         sending.send_whole(response, keep_alive=False)
-        self._report(self._request, sending, self._hub.now())
+        self._request.began_at = self._hub.now()
+        self._report(self._request, sending)
         self._queue.clear()
         self._wire_size = 0
         self._linger_by = self._hub.now() + self._limits.linger_s
@@ -287,17 +285,8 @@ class Connection(asyncio.Protocol):
         if self._transport.can_write_eof():
             self._transport.write_eof()
 
-    def _report(self, request: Request, sending: "_Sending", began_at: float) -> None:
-        self._hub.app.log(
-            {
-                "method": request.method.decode(),
-                "status": sending.status,
-                "sent_bytes": sending.sent_bytes,
-                "ms": round((self._hub.now() - began_at) * 1e3, 2),
-                "key": request.caller,
-                **request.notes,
-            }
-        )
+    def _report(self, request: Request, sending: "_Sending") -> None:
+        self._hub.app.log(request, sending.status, sending.sent_bytes, self._hub.now() - request.began_at)
 
 
 class _Sending:
@@ -308,12 +297,12 @@ class _Sending:
         transport: asyncio.WriteTransport,
         writable: asyncio.Event,
         request: Request,
-        date: Callable[[], bytes],
+        hub: Hub,
     ) -> None:
         self._transport = transport
         self._writable = writable
         self._request = request
-        self._date = date
+        self._hub = hub
         self.status = 0
         self.sent_bytes = 0
 
@@ -326,15 +315,19 @@ class _Sending:
         head = self._head(
             response, b"transfer-encoding: chunked\r\n" if chunked else b"", keep_alive and chunked
         )
-        async with aclosing(response.body) as parts:
-            self.status = response.status
-            self._write(head + self._part(response.first, chunked))
+        parts = response.body
+        self.status = response.status
+        try:
             async for part in parts:
                 if not self._writable.is_set():
                     await self._writable.wait()
-                self._write(self._part(part, chunked))
-        if chunked:
-            self._write(b"0\r\n\r\n")
+                if head:
+                    self._request.first_chunk_s = self._hub.now() - self._request.began_at
+                self._write(head + self._part(part, chunked))
+                head = b""
+        finally:
+            await parts.aclose()
+        self._write(head + b"0\r\n\r\n" if chunked else head)
 
     def send_whole(self, response: Response, keep_alive: bool) -> None:
         body = cast(bytes, response.body)
@@ -347,15 +340,12 @@ class _Sending:
         return b"%x\r\n%b\r\n" % (len(part), part) if chunked and part else part
 
     def _head(self, response: Response, framing: bytes, keep_alive: bool) -> bytes:
+        status = response.status
         fields = b"".join([b"%b: %b\r\n" % field for field in response.headers])
-        return b"HTTP/1.1 %d %b\r\ndate: %b\r\n%b%b%b\r\n" % (
-            response.status,
-            REASONS[response.status],
-            self._date(),
-            fields,
-            framing,
-            b"connection: keep-alive\r\n" if keep_alive else b"connection: close\r\n",
-        )
+        alive = b"keep-alive" if keep_alive else b"close"
+        return b"HTTP/1.1 %d %b\r\ndate: %b\r\n%b%bconnection: %b\r\n\r\n" % (
+            status, REASONS[status], self._hub.date(), fields, framing, alive
+        )  # fmt: skip
 
     def _write(self, data: bytes) -> None:
         self.sent_bytes += len(data)
@@ -366,29 +356,46 @@ def _is_past(deadline: float | None, now: float) -> bool:
     return deadline is not None and now > deadline
 
 
-def _check_head(request: Request, version: str, limits: Limits) -> None:
+def _headers(fields: list[tuple[bytes, bytes]], limits: Limits) -> dict[bytes, bytes]:
+    """Fields by lower-case name, each with its first value."""
+    headers: dict[bytes, bytes] = {}
+    size = 0
+    for written, value in fields:
+        size += len(written) + len(value) + 4
+        name = written.lower()
+        if name not in headers:
+            headers[name] = value
+        elif name in _SINGLE:
+            raise Malformed(f"two {name.decode()} fields", rule="http/repeated-field")
+    if size > limits.head_bytes:
+        raise Malformed(f"the head is longer than {limits.head_bytes} bytes", rule="http/head-size")
+    if len(fields) > limits.headers:
+        raise Malformed(f"more than {limits.headers} header fields", rule="http/header-count")
+    return headers
+
+
+def _check_head(request: Request, version: str, limits: Limits) -> float:
+    """The bytes of body that a sound head announces; infinite for a chunked one."""
     headers = request.headers
-    request.is_http10 = version == "1.0"
-    if version not in ("1.0", "1.1"):
-        raise Malformed("only HTTP/1.1 and HTTP/1.0 are spoken here", rule="http/version")
-    if b"host" not in headers and not request.is_http10:
+    if version != "1.1":
+        request.is_http10 = version == "1.0"
+        if not request.is_http10:
+            raise Malformed("only HTTP/1.1 and HTTP/1.0 are spoken here", rule="http/version")
+    elif b"host" not in headers:
         raise Malformed("no Host field", rule="http/host")
     if not request.target.startswith(b"/") and (request.method, request.target) != (b"OPTIONS", b"*"):
         raise Malformed("the target is not a path", rule="http/target")
     coding = headers.get(b"transfer-encoding")
-    if coding is not None and request.is_http10:
-        raise Malformed("HTTP/1.0 has no transfer codings", rule="http/transfer-encoding-1.0")
-    if coding is not None and coding.lower() != b"chunked":
-        raise Malformed("the only transfer coding known is chunked", rule="http/transfer-encoding")
-    if coding is None and _body_size(request) > limits.body_bytes:
+    if coding is not None:
+        if request.is_http10:
+            raise Malformed("HTTP/1.0 has no transfer codings", rule="http/transfer-encoding-1.0")
+        if coding.lower() != b"chunked":
+            raise Malformed("the only transfer coding known is chunked", rule="http/transfer-encoding")
+        return math.inf
+    size = int(headers.get(b"content-length", b"0"))  # llhttp has checked that it is a number
+    if size > limits.body_bytes:
         raise Malformed(f"the body is longer than {limits.body_bytes} bytes", rule="http/body-size")
-
-
-def _body_size(request: Request) -> float:
-    """Bytes the head announces; infinite for a chunked body. llhttp has checked that the field is a number."""
-    if b"transfer-encoding" in request.headers:
-        return float("inf")
-    return int(request.headers.get(b"content-length", b"0"))
+    return size
 
 
 def _where(error: BaseException) -> str:

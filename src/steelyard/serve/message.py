@@ -1,10 +1,13 @@
 """What the HTTP layer hands to the application and what it gets back."""
 
-from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from steelyard.digest import JSON
+from steelyard.records import End
+from steelyard.serve.auth import Caller
+from steelyard.serve.routes import Route
+from steelyard.serve.trace import Trace
+from steelyard.turn import Parts
 
 REASONS = {
     200: b"OK",
@@ -17,6 +20,7 @@ REASONS = {
     408: b"Request Timeout",
     413: b"Content Too Large",
     414: b"URI Too Long",
+    415: b"Unsupported Media Type",
     417: b"Expectation Failed",
     429: b"Too Many Requests",
     431: b"Request Header Fields Too Large",
@@ -32,8 +36,11 @@ JSON_TYPE = (b"content-type", b"application/json")
 class Request:
     """One HTTP request. Header names are lower case; a name sent twice keeps its first value.
 
-    early: an answer decided on the head alone.  caller: the API key's name, set once the application has checked
-    the head.  notes: what the access log may say about this request; never payload.
+    early: an answer decided on the head alone.  caller: who asks, set once the application has checked the head.
+    peer: the caller's address.  began_at: monotonic seconds.  first_chunk_s: from then to a stream's first bytes.
+    trace: its place in a trace, if traces are told.
+    route: where it goes, absent when there is no such address.  alias, receipt, digest, end, has_left: what the
+    access log says about it.
     """
 
     method: bytes = b""
@@ -42,8 +49,17 @@ class Request:
     body: bytes = b""
     is_http10: bool = False
     early: "Response | None" = None
-    caller: str | None = None
-    notes: dict[str, JSON] = field(default_factory=dict)
+    caller: Caller | None = None
+    route: Route | None = None
+    alias: str | None = None
+    receipt: str = ""
+    digest: str | None = None
+    end: End | None = None
+    has_left: bool = False
+    peer: str = ""
+    began_at: float = 0.0
+    first_chunk_s: float | None = None
+    trace: Trace | None = None
 
     @property
     def path(self) -> bytes:
@@ -51,14 +67,13 @@ class Request:
         return self.target.partition(b"?")[0]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Response:
-    """Status, headers and either the whole body or its parts as they come, `first` before them."""
+    """Status, headers and either the whole body or its parts as they come."""
 
     status: int
-    body: bytes | AsyncGenerator[bytes, None] = b""
+    body: bytes | Parts = b""
     headers: tuple[tuple[bytes, bytes], ...] = (JSON_TYPE,)
-    first: bytes = b""
 
 
 class Application(Protocol):
@@ -75,7 +90,7 @@ class Application(Protocol):
     def failed(self) -> Response:
         """The answer when the application broke."""
 
-    def log(self, entry: Mapping[str, JSON]) -> None:
+    def log(self, request: Request, status: int, sent_bytes: int, seconds: float) -> None:
         """One line for the access log."""
 
     def tick(self) -> None:

@@ -3,6 +3,8 @@
 import asyncio
 import errno
 import logging
+import socket
+import ssl
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import datetime
@@ -14,6 +16,7 @@ from steelyard.serve.hub import Hub, Limits
 from steelyard.serve.message import Application
 
 TICK_S = 0.1
+BACKLOG = 512
 DRAIN_S = 30.0
 
 _log = logging.getLogger(__name__)
@@ -43,13 +46,8 @@ class Server:
 
         Raises Unavailable when it is taken or not ours.
         """
-        loop = asyncio.get_running_loop()
-        loop.set_exception_handler(_complain)
-        self._hub = Hub(self._app, self._limits, self._clock)
         try:
-            self._listener = await loop.create_server(
-                lambda: Connection(self._hub), host, port, backlog=512, start_serving=False
-            )
+            await self._listen(host=host, port=port, backlog=BACKLOG)
         except OSError as error:
             if error.errno == errno.EADDRINUSE:
                 raise Unavailable(
@@ -57,6 +55,16 @@ class Server:
                 ) from error
             raise Unavailable(f"cannot listen on {host} port {port}: {error.strerror or error}") from error
         return int(self._listener.sockets[0].getsockname()[1])
+
+    async def listen(self, listener: socket.socket, tls: ssl.SSLContext | None = None) -> None:
+        """Take a socket that listens already; nothing is accepted yet."""
+        await self._listen(sock=listener, ssl=tls, backlog=BACKLOG)
+
+    async def _listen(self, **where: Any) -> None:  # noqa: ANN401 - create_server's own
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(_complain)
+        self._hub = Hub(self._app, self._limits, self._clock)
+        self._listener = await loop.create_server(lambda: Connection(self._hub), start_serving=False, **where)
 
     async def start(self) -> None:
         """Accept connections."""

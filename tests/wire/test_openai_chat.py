@@ -10,10 +10,14 @@ from jsonschema import Draft202012Validator
 from steelyard.digest import Digest
 from steelyard.errors import Malformed
 from steelyard.wire import openai
-from steelyard.wire.chat import Message, Usage
+from steelyard.wire.body import MAX_CONTAINERS, MAX_DEPTH
+from steelyard.wire.call import Problem, Reply
+from steelyard.wire.openai_chat import MAX_CHOICES, MAX_MESSAGES, MAX_TOOLS, ChatEmitter
+from steelyard.wire.openai_fields import MAX_MODEL_CHARS, MAX_STOP_CHARS, MAX_STOPS
 
 USER = [{"role": "user", "content": "Hello"}]
-REPLY = openai.Reply("chatcmpl-1", 1_700_000_000, "gpt-4o", Digest("oms-sha256", "ab" * 32))
+REPLY = Reply("1", 1_700_000_000, "gpt-4o", Digest("oms-sha256", "ab" * 32))
+TOOL = {"type": "function", "function": {"name": "look", "parameters": {"type": "object"}}}
 
 # Written from OpenAI's published OpenAPI document: required fields and their types; null where it says nullable.
 USAGE = {
@@ -93,7 +97,7 @@ def check(schema, data):
 
 
 def parse(**fields):
-    return openai.parse_chat(json.dumps({"model": "gpt-4o", "messages": USER, **fields}).encode())
+    return openai.parse_chat(json.dumps({"model": "gpt-4o", "messages": USER, **fields}).encode()).call
 
 
 def refused(data):
@@ -121,7 +125,7 @@ def test_messages_arrive_as_sent(turns):
     except UnicodeDecodeError:
         assert refused(data) == "body"
         return
-    assert openai.parse_chat(data).messages == tuple(Message(role, text) for role, text in turns)
+    assert openai.parse_chat(data).call.body == body
 
 
 @given(st.binary(max_size=200))
@@ -147,92 +151,86 @@ def test_any_json_in_any_parameter_parses_or_is_malformed(value):
         "response_format",
         "stream_options",
         "n",
+        "tools",
+        "tool_choice",
+        "logit_bias",
+        "metadata",
     ):
         body = {"model": "m", "messages": USER, "stream": True, name: value}
         data = json.dumps(body).encode()
         try:
-            chat = openai.parse_chat(data)
+            call = openai.parse_chat(data).call
         except Malformed:
             continue
-        assert chat.body[name] == value
+        assert call.body[name] == value
 
 
-def test_all_parameters_are_read():
-    chat = parse(
-        max_completion_tokens=7,
-        temperature=0.5,
-        top_p=1,
-        seed=-3,
-        stop=["a", "b"],
-        stream=True,
-        stream_options={"include_usage": True},
-        response_format={"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "array"}}},
+def test_what_the_wire_decides_is_read():
+    call = parse(stream=True)
+    assert (call.kind, call.model, call.stream) == ("chat", "gpt-4o", True)
+    assert not parse().stream
+
+
+def test_null_parameters_are_as_good_as_absent():
+    names = (
+        "max_tokens",
+        "temperature",
+        "top_p",
+        "seed",
+        "stop",
+        "stream",
+        "n",
+        "tools",
+        "logprobs",
+        "tool_choice",
     )
-    assert (chat.max_tokens, chat.temperature, chat.top_p, chat.seed) == (7, 0.5, 1.0, -3)
-    assert (chat.stop, chat.stream, chat.include_usage) == (("a", "b"), True, True)
-    assert chat.json_schema == {"type": "array"}
-
-
-def test_absent_and_null_parameters_are_absent():
-    nulls = dict.fromkeys(
-        ("max_tokens", "temperature", "top_p", "seed", "stop", "stream", "n", "tools", "logprobs")
-    )
-    for chat in (parse(), parse(**nulls)):
-        assert (chat.max_tokens, chat.temperature, chat.seed, chat.stop, chat.stream) == (
-            None,
-            None,
-            None,
-            (),
-            False,
-        )
+    assert not parse(**dict.fromkeys(names)).stream
 
 
 def test_unknown_fields_stay_in_the_body():
     assert parse(future_field={"deep": [1]}).body["future_field"] == {"deep": [1]}
 
 
-def test_text_parts_are_joined():
-    parts = [{"type": "text", "text": "Hel"}, {"type": "text", "text": "lo"}]
-    assert parse(messages=[{"role": "user", "content": parts}]).messages[0].content == "Hello"
-
-
-def test_json_object_asks_for_any_object():
-    assert parse(response_format={"type": "json_object"}).json_schema == {"type": "object"}
-    assert parse(response_format={"type": "text"}).json_schema is None
-
-
 @pytest.mark.parametrize(
     ("fields", "place"),
     [
         ({"model": ""}, "model"),
-        ({"model": "x" * (openai.MAX_MODEL_CHARS + 1)}, "model"),
+        ({"model": "x" * (MAX_MODEL_CHARS + 1)}, "model"),
         ({"model": 4}, "model"),
         ({"messages": []}, "messages"),
-        ({"messages": USER * (openai.MAX_MESSAGES + 1)}, "messages"),
+        ({"messages": USER * (MAX_MESSAGES + 1)}, "messages"),
         ({"messages": ["hi"]}, "messages[0]"),
-        ({"messages": [*USER, {"role": "tool", "content": "x"}]}, "messages[1].role"),
+        ({"messages": [*USER, {"role": "robot", "content": "x"}]}, "messages[1].role"),
+        ({"messages": [*USER, {"role": "tool", "content": "x"}]}, "messages[1].tool_call_id"),
         ({"messages": [{"role": "user"}]}, "messages[0].content"),
+        ({"messages": [{"role": "assistant"}]}, "messages[0].content"),
         ({"messages": [{"role": "user", "content": []}]}, "messages[0].content"),
+        ({"messages": [{"role": "user", "content": [{}]}]}, "messages[0].content[0]"),
         (
-            {
-                "messages": [
-                    {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:"}}]}
-                ]
-            },
-            "messages[0].content[0].type",
+            {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": "x"}]}]},
+            "messages[0].content[0].image_url",
         ),
         (
             {"messages": [{"role": "user", "content": [{"type": "text", "text": 1}]}]},
             "messages[0].content[0].text",
         ),
-        ({"messages": [{"role": "assistant", "content": "", "tool_calls": [{}]}]}, "messages[0].tool_calls"),
-        ({"n": 2}, "n"),
+        (
+            {"messages": [{"role": "assistant", "content": "", "tool_calls": [{}]}]},
+            "messages[0].tool_calls[0].id",
+        ),
+        ({"n": 0}, "n"),
+        ({"n": MAX_CHOICES + 1}, "n"),
         ({"n": True}, "n"),
-        ({"tools": [{"type": "function"}]}, "tools"),
-        ({"logprobs": True}, "logprobs"),
+        ({"tools": [{"type": "function"}]}, "tools[0].function"),
+        ({"tools": [TOOL] * (MAX_TOOLS + 1)}, "tools"),
+        ({"tools": [TOOL], "tool_choice": "sometimes"}, "tool_choice"),
+        ({"tools": [TOOL], "tool_choice": {"type": "function", "function": {"name": "x"}}}, "tool_choice"),
+        ({"tool_choice": "required"}, "tool_choice"),
+        ({"logprobs": "yes"}, "logprobs"),
         ({"top_logprobs": 3}, "top_logprobs"),
-        ({"logit_bias": {"1": 2}}, "logit_bias"),
-        ({"presence_penalty": 0.1}, "presence_penalty"),
+        ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
+        ({"logit_bias": {"1": 101}}, "logit_bias.1"),
+        ({"presence_penalty": 2.1}, "presence_penalty"),
         ({"modalities": ["text", "audio"]}, "modalities"),
         ({"temperature": 2.1}, "temperature"),
         ({"temperature": "1"}, "temperature"),
@@ -242,13 +240,20 @@ def test_json_object_asks_for_any_object():
         ({"max_tokens": True}, "max_tokens"),
         ({"max_tokens": 3, "max_completion_tokens": 4}, "max_tokens"),
         ({"seed": 1 << 63}, "seed"),
-        ({"stop": ["a"] * (openai.MAX_STOPS + 1)}, "stop"),
+        ({"stop": ["a"] * (MAX_STOPS + 1)}, "stop"),
         ({"stop": [""]}, "stop"),
-        ({"stop": "x" * (openai.MAX_STOP_CHARS + 1)}, "stop"),
+        ({"stop": "x" * (MAX_STOP_CHARS + 1)}, "stop"),
         ({"stream": "yes"}, "stream"),
+        (
+            {
+                "tools": [{"type": "custom", "function": {"name": []}}],
+                "tool_choice": {"type": "function", "function": {"name": "look"}},
+            },
+            "tool_choice",
+        ),
         ({"stream_options": {"include_usage": True}}, "stream_options"),
         ({"stream": True, "stream_options": 1}, "stream_options"),
-        ({"response_format": {"type": "grammar"}}, "response_format"),
+        ({"response_format": {"type": "grammar"}}, "response_format.type"),
         ({"response_format": {"type": "json_schema"}}, "response_format.json_schema"),
     ],
     ids=str,
@@ -260,21 +265,22 @@ def test_wrong_parameter_is_named(fields, place):
 @pytest.mark.parametrize(
     "fields",
     [
-        {"n": 1},
-        {"tools": []},
-        {"logprobs": False},
-        {"presence_penalty": 0.0},
-        {"frequency_penalty": 0},
-        {"logit_bias": {}},
+        {"n": MAX_CHOICES},
+        {"tools": [TOOL] * MAX_TOOLS, "tool_choice": "required"},
+        {"tools": [TOOL], "tool_choice": {"type": "function", "function": {"name": "look"}}},
+        {"logprobs": True, "top_logprobs": 20},
+        {"presence_penalty": -2},
+        {"frequency_penalty": 2},
+        {"logit_bias": {"1": -100, "2": 100}},
         {"modalities": ["text"]},
         {"tool_choice": "none"},
         {"temperature": 2},
         {"top_p": 0},
-        {"stop": "x" * openai.MAX_STOP_CHARS},
-        {"stop": ["a"] * openai.MAX_STOPS},
+        {"stop": "x" * MAX_STOP_CHARS},
+        {"stop": ["a"] * MAX_STOPS},
         {"seed": (1 << 63) - 1},
         {"max_tokens": 3, "max_completion_tokens": 3},
-        {"model": "x" * openai.MAX_MODEL_CHARS},
+        {"model": "x" * MAX_MODEL_CHARS},
     ],
     ids=str,
 )
@@ -283,27 +289,27 @@ def test_parameter_at_its_limit_or_without_effect_is_accepted(fields):
 
 
 def nested(depth):
-    # The body and `metadata` hold it: depth counts every object and array.
+    # The body and `future` hold it: depth counts every object and array.
     inner = "[" * (depth - 1) + "]" * (depth - 1)
-    return f'{{"model":"m","messages":[{{"role":"user","content":"x"}}],"metadata":{inner}}}'.encode()
+    return f'{{"model":"m","messages":[{{"role":"user","content":"x"}}],"future":{inner}}}'.encode()
 
 
 def test_depth_at_the_limit_is_read_and_one_more_refuses():
-    assert openai.parse_chat(nested(openai.MAX_DEPTH)).model == "m"
-    assert refused(nested(openai.MAX_DEPTH + 1)) == "body"
+    assert openai.parse_chat(nested(MAX_DEPTH)).call.model == "m"
+    assert refused(nested(MAX_DEPTH + 1)) == "body"
 
 
 def test_containers_at_the_limit_are_read_and_one_more_refuses():
     def body(count):  # three more: the body, messages and its one message; one for the list itself
         return nested(2)[:-3] + b"[" + b",".join([b"[]"] * (count - 4)) + b"]}"
 
-    assert openai.parse_chat(body(openai.MAX_CONTAINERS)).model == "m"
-    assert refused(body(openai.MAX_CONTAINERS + 1)) == "body"
+    assert openai.parse_chat(body(MAX_CONTAINERS)).call.model == "m"
+    assert refused(body(MAX_CONTAINERS + 1)) == "body"
 
 
 def test_brackets_inside_text_are_no_depth():
     text = '[{"' * 500 + "\\"
-    assert parse(messages=[{"role": "user", "content": text}]).messages[0].content == text
+    assert parse(messages=[{"role": "user", "content": text}]).body["messages"][0]["content"] == text
 
 
 @pytest.mark.parametrize(
@@ -332,49 +338,93 @@ def test_bytes_that_are_no_json_object_refuse(data):
 
 def test_surrogate_pair_is_one_character():
     body = b'{"model":"m","messages":[{"role":"user","content":"\\ud83d\\ude42"}]}'
-    assert openai.parse_chat(body).messages[0].content == "\N{SLIGHTLY SMILING FACE}"
+    assert openai.parse_chat(body).call.body["messages"][0]["content"] == "\N{SLIGHTLY SMILING FACE}"
+
+
+def usage(prompt, completion):
+    return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
+
+
+def chunk(delta=None, finish=None, index=0, **fields):
+    choices = [] if delta is None else [{"index": index, "delta": delta, "finish_reason": finish}]
+    return {"id": "engine", "model": "/path", "object": "x", "created": 0, "choices": choices, **fields}
 
 
 @given(st.text(), st.sampled_from(["stop", "length"]), st.integers(0, 1 << 20), st.integers(0, 1 << 20))
-def test_completion_has_the_published_shape(text, finish_reason, prompt, completion):
-    answer = json.loads(REPLY.completion(text, finish_reason, Usage(prompt, completion)))
+def test_completion_has_the_published_shape_under_the_callers_name(text, finish, prompt, completion):
+    message = {"role": "assistant", "content": text, "reasoning_content": "hm"}
+    engine = {
+        "id": "engine", "object": "x", "created": 0, "model": "/path", "usage": usage(prompt, completion),
+        "choices": [{"index": 0, "message": message, "finish_reason": finish}],
+    }  # fmt: skip
+    answer = json.loads(ChatEmitter(REPLY).whole(engine))
     check(COMPLETION, answer)
-    assert answer["choices"][0]["message"]["content"] == text
+    assert (answer["id"], answer["model"], answer["created"]) == ("chatcmpl-1", "gpt-4o", REPLY.created)
+    assert answer["choices"][0]["message"] == {**message, "refusal": None}
     assert answer["usage"]["total_tokens"] == prompt + completion
 
 
-@given(st.lists(st.text(min_size=1), max_size=5), st.booleans())
-def test_stream_has_the_published_shape_and_the_whole_text(texts, include_usage):
-    stream = openai.Stream(REPLY, include_usage)
-    data = stream.start() + b"".join(map(stream.text, texts)) + stream.finish("stop", Usage(3, len(texts)))
-    *events, end = events_of(data)
-    chunks = [json.loads(event) for event in events]
-    for chunk in chunks:
-        check(CHUNK, chunk)
+@given(st.lists(st.text(min_size=1), max_size=5), st.booleans(), st.data())
+def test_stream_has_the_published_shape_however_its_chunks_are_cut(texts, include_usage, data):
+    chunks = [chunk({"content": text}) for text in texts]
+    chunks += [chunk({}, "stop"), chunk(usage=usage(3, len(texts)))]
+    streams = []
+    for _ in range(2):
+        emitter, rest = ChatEmitter(REPLY, include_usage=include_usage), json.loads(json.dumps(chunks))
+        stream = emitter.start()
+        while rest:
+            size = data.draw(st.integers(1, len(rest)))
+            stream += emitter.chunks(rest[:size])
+            rest = rest[size:]
+        streams.append(stream + emitter.end())
+    assert streams[0] == streams[1]
+    *events, end = events_of(streams[0])
+    found = [json.loads(event) for event in events]
+    for event in found:
+        check(CHUNK, event)
     assert end == "[DONE]"
-    deltas = [choice["delta"].get("content", "") for chunk in chunks for choice in chunk["choices"]]
-    assert "".join(deltas) == "".join(texts)
-    usages = [chunk["usage"] for chunk in chunks if chunk.get("usage")]
-    total = [{"prompt_tokens": 3, "completion_tokens": len(texts), "total_tokens": 3 + len(texts)}]
-    assert usages == (total if include_usage else [])
-    assert all(("usage" in chunk) == include_usage for chunk in chunks)
+    deltas = [choice["delta"] for event in found for choice in event["choices"]]
+    assert deltas[0]["role"] == "assistant"
+    assert "".join(delta.get("content", "") for delta in deltas) == "".join(texts)
+    usages = [event["usage"] for event in found if event.get("usage")]
+    assert usages == ([usage(3, len(texts))] if include_usage else [])
+    assert all(("usage" in event) == include_usage for event in found)
 
 
 @given(st.text())
 def test_no_text_can_end_an_event(text):
-    (event,) = events_of(openai.Stream(REPLY, False).text(text))
+    emitter = ChatEmitter(REPLY)
+    (event,) = events_of(emitter.start() + emitter.chunks([chunk({"content": text})]))
     assert json.loads(event)["choices"][0]["delta"]["content"] == text
+
+
+def test_each_choice_begins_with_its_role():
+    emitter = ChatEmitter(REPLY)
+    emitter.start()
+    data = emitter.chunks([chunk({"content": "a"}, index=index) for index in (0, 1, 0)])
+    roles = [json.loads(event)["choices"][0]["delta"].get("role") for event in events_of(data)]
+    assert roles == ["assistant", "assistant", None]
+
+
+def test_an_integer_beyond_64_bits_is_carried():
+    emitter = ChatEmitter(REPLY)
+    engine = {
+        "choices": [{"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "x": 1 << 80}}]
+    }
+    assert json.loads(emitter.whole(engine))["choices"][0]["message"]["x"] == 1 << 80
 
 
 def test_lists_and_errors_have_the_published_shape():
     check(MODELS, json.loads(openai.models(["b", "a"], 1)))
     check(MODEL, json.loads(openai.model("a", 1)))
-    check(ERROR, json.loads(openai.error("no", "invalid_request_error")))
-    error = json.loads(openai.error("no", "permission_error", param="model", code="c", extra={"rules": []}))
-    assert error["error"] == {
-        "message": "no",
-        "type": "permission_error",
-        "param": "model",
-        "code": "c",
-        "rules": [],
-    }
+    for status, kind in (
+        (400, "invalid_request_error"),
+        (401, "authentication_error"),
+        (503, "server_error"),
+    ):
+        body = json.loads(openai.error(Problem(status, "no")))
+        check(ERROR, body)
+        assert body["error"]["type"] == kind
+    error = json.loads(openai.error(Problem(403, "no", "c", "model", {"rules": []})))
+    told = {"message": "no", "type": "permission_error", "param": "model", "code": "c", "rules": []}
+    assert error["error"] == told
