@@ -138,7 +138,10 @@ async def test_only_one_chunk_and_that_in_the_last_list_has_usage(engine, asked)
 
 @KINDS
 async def test_a_stream_comes_in_several_lists_and_ends_once(engine, asked):
-    lists = await listed(engine, asked(max_tokens=200))
+    for seed in range(10):  # an answer may be a word or two, and those may come together
+        lists = await listed(engine, asked(max_tokens=200, seed=seed))
+        if len(lists) > 1:
+            break
     assert len(lists) > 1
     assert all(lists)
     assert [index for index, _ in ends_of(lists)] == [0]
