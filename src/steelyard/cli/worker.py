@@ -115,7 +115,7 @@ class Worker:
             egress.prepare()
         sys.setswitchinterval(SWITCH_S)
         home = Installation.open(self._args.home)
-        with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+        with asyncio.Runner(loop_factory=_loop_factory(is_open=self._args.open_doors)) as runner:
             return runner.run(_Serving(self, home, number, fleet).serve(listener))
 
 
@@ -415,12 +415,14 @@ def _shield(config: Config) -> Shield | None:
     return shield_of(config.privacy, config.home, load_key(config.home / "keys" / "privacy.key"))
 
 
-def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop]:
+def _loop_factory(*, is_open: bool) -> Callable[[], asyncio.AbstractEventLoop]:
     try:
         import uvloop
     except ImportError:
-        return egress.closed_loop(asyncio.SelectorEventLoop)
-    return egress.closed_loop(uvloop.Loop)
+        base: type[asyncio.AbstractEventLoop] = asyncio.SelectorEventLoop
+    else:
+        base = uvloop.Loop
+    return base if is_open else egress.closed_loop(base)
 
 
 def _nowhere(_: str) -> Any:  # noqa: ANN401 - what `write` gives is not looked at

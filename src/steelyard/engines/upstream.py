@@ -212,7 +212,7 @@ class _Asked:
     async def begin(self) -> Line:
         """The line on which a member answers 200. Raises WrongUsage, Unavailable."""
         tried: list[Member] = []
-        failure = Unavailable("no upstream is up")
+        failure: Unavailable | None = None
         while (member := self._engine.choose(tried)) is not None:
             tried.append(member)
             member.busy += 1
@@ -228,7 +228,7 @@ class _Asked:
                 member.succeeded()
                 return line
             self.end()
-        raise failure
+        raise failure or Unavailable("no upstream is up")
 
     def end(self) -> None:
         """Give line and member back; what is unfinished is broken off."""
