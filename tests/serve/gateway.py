@@ -24,10 +24,14 @@ from steelyard.policy import REVOCATION, Policy
 from steelyard.salts import Salts
 from steelyard.sequencer import Sequencer
 from steelyard.serve.access_log import AccessLog
+from steelyard.serve.accounts import Accounts
 from steelyard.serve.app import App
 from steelyard.serve.auth import KeyedDoor, OpenDoor
 from steelyard.serve.hub import Limits
+from steelyard.serve.metrics import Metrics
+from steelyard.serve.prices import Prices
 from steelyard.serve.server import Server
+from steelyard.serve.watch import Watch
 from steelyard.store import Store
 from steelyard.tiles import TileLog
 
@@ -105,8 +109,19 @@ class Gateway:
 
 @contextlib.asynccontextmanager
 async def running(
-    home, *, reply=REPLY, chunk_chars=4, delay_s=0.0, limits=None, disk=None, keyed=True, max_in_flight=256
+    home,
+    *,
+    reply=REPLY,
+    chunk_chars=4,
+    delay_s=0.0,
+    limits=None,
+    disk=None,
+    keyed=True,
+    max_in_flight=256,
+    shield=None,
+    prices=(),
 ):
+    """Everything a worker has but the closed doors: accounts and metrics in the home, a shield if one is given."""
     store = Store.open(home)
     log = TileLog.open(
         home / "ledger", origin="steelyard/test", signer=load_signer(home / "ledger.pem"), disk=disk
@@ -122,11 +137,27 @@ async def running(
         clock=now,
         new_receipt=lambda: secrets.token_hex(16),
         aliases={"gpt-4o": MODEL},
+        shield=shield,
     )
     lines = []
     access_log = AccessLog(lines.append, now)
     door = KeyedDoor(store) if keyed else OpenDoor()
-    app = App(gate, door, access_log, clock=now, max_in_flight=max_in_flight)
+    accounts = Accounts(
+        home / "accounts", Prices(prices), clock=lambda: now().timestamp(), boot="test", is_alone=True
+    )
+    accounts.replay(())
+    metrics = Metrics(home / "metrics")
+    app = App(
+        gate,
+        door,
+        access_log,
+        clock=now,
+        max_in_flight=max_in_flight,
+        accounts=accounts,
+        metrics=metrics,
+        watch=Watch(metrics),
+        checks={"ledger": lambda: None},
+    )
     server = Server(app, limits=limits or Limits(), clock=now, tick_s=0.02)
     port = await server.bind("127.0.0.1", 0)
     await gate.start()
@@ -138,6 +169,8 @@ async def running(
         with contextlib.suppress(Exception):
             await gate.close()
         await access_log.close()
+        accounts.close()
+        metrics.close()
         with contextlib.suppress(Exception):
             log.close()
         store.close()
