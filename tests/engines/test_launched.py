@@ -41,6 +41,15 @@ def call(**fields):
     return Call("chat", "m", {**CHAT, **fields})
 
 
+def has_ended(pid):
+    """Whether it ends within a few seconds: the kernel may take its time on a busy machine."""
+    for _ in range(100):
+        if not is_alive(pid):
+            return True
+        time.sleep(0.05)
+    return False
+
+
 def is_alive(pid):
     try:
         return "Z" not in Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
@@ -65,8 +74,8 @@ async def test_a_launched_server_answers_and_ends_with_the_engine(kept):
         assert found.process.pid != pid  # the server itself, not the process that watches it
     finally:
         await engine.close()
-    assert not is_alive(pid)
-    assert not is_alive(found.process.pid)
+    assert has_ended(pid)
+    assert has_ended(found.process.pid)
     with pytest.raises(Unavailable, match="closed"):
         await engine.ask(call())
 
@@ -147,7 +156,7 @@ def test_the_server_dies_with_a_killed_parent():
         time.sleep(0.02)
         if not is_alive(pid):
             break
-    assert not is_alive(pid)
+    assert has_ended(pid)
 
 
 def test_the_environment_has_no_secrets_and_no_way_to_a_hub(monkeypatch):

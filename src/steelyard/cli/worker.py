@@ -29,7 +29,7 @@ from steelyard.config import Config
 from steelyard.digest import Digest
 from steelyard.engines.base import Engine
 from steelyard.engines.embedded import EmbeddedEngine
-from steelyard.engines.launched import LaunchedEngine
+from steelyard.engines.launched import LaunchedEngine, free_port
 from steelyard.engines.launched_command import command_of
 from steelyard.engines.upstream import UpstreamEngine
 from steelyard.engines.upstream_config import node_keys, parse_upstream
@@ -138,6 +138,9 @@ class _Serving:
         self._sequencer: Sequencer
         self._gate: Gate
         self._accounts: Accounts
+        self._ports = [free_port() for _ in self._args.launch]
+        self._launched: list[LaunchedEngine] = []
+        self._running: set[LaunchedEngine] = set()
         self._head: int | None = None
 
     async def serve(self, listener: socket.socket) -> int:
@@ -167,9 +170,10 @@ class _Serving:
         await self._open_dialler()
         self._sequencer = Sequencer(self._ledger, durability=self._args.durability, clock=clock)
         engines = [self._engine_of(digest) for digest in sorted({*self._aliases().values()})]
-        launched = [_launched(home, *pair) for pair in self._args.launch]
-        taken = {engine.digest for engine in launched}
-        self._gate = self._gate_of([*launched, *(engine for engine in engines if engine.digest not in taken)])
+        self._launched = [self._launch(number, *pair) for number, pair in enumerate(self._args.launch)]
+        taken = {engine.digest for engine in self._launched}
+        others = (engine for engine in engines if engine.digest not in taken)
+        self._gate = self._gate_of([*self._launched, *others])
         self._accounts = self._accounts_of()
         stack.callback(self._accounts.close)
         metrics = Metrics(
@@ -228,6 +232,8 @@ class _Serving:
             targets[place.name] = tcp(place.host, place.port)
             if place.node is not None:
                 targets[place.node.name] = tcp(place.node.host, place.node.port)
+        for number in range(len(self._args.launch)):
+            targets[_launch_name(number)] = tcp("127.0.0.1", self._ports[number])
         if telemetry is not None:
             targets[TARGET] = TelemetryConfig(telemetry.url).target
         if targets and not self._args.open_doors:
@@ -267,6 +273,16 @@ class _Serving:
         if dialler is None:
             return UpstreamEngine(digest, places, trust=self._trust)
         return UpstreamEngine(digest, places, dial=lambda place: dialler.dial(place.name), trust=self._trust)
+
+    def _launch(self, number: int, command: str, name: str) -> LaunchedEngine:
+        model, dialler = self._home.store.model(name), self._dialler
+        path = Path(self._home.store.source(model.digest))
+        port, target = self._ports[number], _launch_name(number)
+        if dialler is None:
+            return LaunchedEngine(model, path, command_of(command), port=port)
+        return LaunchedEngine(
+            model, path, command_of(command), port=port, dial=lambda _: dialler.dial(target)
+        )
 
     def _accounts_of(self) -> Accounts:
         access = self._home.config.access
@@ -364,8 +380,16 @@ class _Serving:
                 _log.error("aliases could not be announced: %s", error.message)
             if self._dialler is not None and self._dialler.died.is_set():
                 _log.error("the dialler is gone; this worker ends, as nothing can be reached without it")
-                self._exit_code = 3
-                self._stop.set()
+                self._end()
+            self._running |= {engine for engine in self._launched if engine.pid is not None}
+            if self._closed is not None and any(engine.pid is None for engine in self._running):
+                # Behind closed doors a new one could not listen.
+                _log.error("a launched engine is gone; this process ends, to be started again")
+                self._end()
+
+    def _end(self) -> None:
+        self._exit_code = 3
+        self._stop.set()
 
 
 def build() -> str:
@@ -386,9 +410,9 @@ def _places(home: Installation) -> dict[Digest, list[Place]]:
     return found
 
 
-def _launched(home: Installation, command: str, name: str) -> LaunchedEngine:
-    model = home.store.model(name)
-    return LaunchedEngine(model, Path(home.store.source(model.digest)), command_of(command))
+def _launch_name(number: int) -> str:
+    """What the dialler calls the server of the n-th --launch."""
+    return f"launched {number}"
 
 
 def _embedded(home: Installation, digest: Digest) -> EmbeddedEngine:

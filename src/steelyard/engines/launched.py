@@ -24,7 +24,7 @@ from pathlib import Path
 from steelyard.digest import Digest
 from steelyard.engines.launched_command import Command, filled, gguf_of
 from steelyard.engines.upstream import UpstreamChunks, UpstreamEngine
-from steelyard.engines.upstream_member import HEALTH_LIMIT_S, Dialler, Member, Place
+from steelyard.engines.upstream_member import HEALTH_LIMIT_S, Dial, Dialler, Member, Place
 from steelyard.errors import SteelyardError, Unavailable, Untrusted, WrongUsage
 from steelyard.manifest import Identity, identities_of, manifest_of
 from steelyard.model import Model
@@ -64,9 +64,16 @@ class _Run:
 
 
 class LaunchedEngine:
-    """An Engine whose server we start. path: where the store keeps the model, a folder or its one file."""
+    """An Engine whose server we start. path: where the store keeps the model, a folder or its one file.
 
-    def __init__(self, model: Model, path: Path, command: Command) -> None:
+    port: where the server is to listen; absent takes a free one.  dial: opens a socket to it.
+    """
+
+    def __init__(
+        self, model: Model, path: Path, command: Command, *, port: int | None = None, dial: Dial | None = None
+    ) -> None:
+        self._port = port
+        self._dial = dial
         self._model = model
         self._path = path
         self._command = command
@@ -140,7 +147,7 @@ class LaunchedEngine:
 
     async def _launch(self) -> None:
         await asyncio.to_thread(self._verify)
-        port, key = _free_port(), secrets.token_hex(16)
+        port, key = self._port or free_port(), secrets.token_hex(16)
         values = {"path": str(self._path), "port": str(port), "name": self._model.name}
         if any("{gguf}" in word for word in self._command.argv):
             values["gguf"] = str(gguf_of(self._path))
@@ -189,14 +196,14 @@ class LaunchedEngine:
                 await asyncio.sleep(TRY_S)  # for the last lines
                 log = "; ".join(run.log.lines) or "empty"
                 raise Unavailable(f"the model's server ended before it answered. Its log: {log}")
-            if not await _is_answering(place):
+            if not await _is_answering(place, self._dial or Dialler()):
                 await asyncio.sleep(TRY_S)
                 continue
             # Somebody else may have taken the port between our choice and the server's start.
             strangers = await asyncio.to_thread(_strangers, place.port, run.process.pid)
             if strangers:
                 raise Untrusted(f"a process that is not ours listens on port {place.port}")
-            engine = UpstreamEngine(self._model.digest, [place])
+            engine = UpstreamEngine(self._model.digest, [place], dial=self._dial)
             await engine.start()
             return engine
 
@@ -239,8 +246,8 @@ class LaunchedEngine:
         run.folder.cleanup()
 
 
-async def _is_answering(place: Place) -> bool:
-    member = Member(place, Dialler())
+async def _is_answering(place: Place, dial: Dial) -> bool:
+    member = Member(place, dial)
     try:
         await asyncio.wait_for(member.check_health(), HEALTH_LIMIT_S)
     except (Unavailable, TimeoutError):
@@ -257,7 +264,8 @@ def _strangers(port: int, pid: int) -> frozenset[int]:
     return frozenset({0}) if not found else found - descendants_of([pid])
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port of loopback that nobody has now."""
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         port: int = sock.getsockname()[1]
