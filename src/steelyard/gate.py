@@ -26,6 +26,7 @@ from steelyard.records import Begun, End, Form, Parties, decision_entry, resumed
 from steelyard.salts import Salts
 from steelyard.sequencer import Sequencer
 from steelyard.turn import Answer, Guarded, Question, Seat, Shield, Turn
+from steelyard.wire.anthropic import counted
 
 # A decision is weighed anew after this long even if nothing changed in the store: evidence dated ahead of the
 # clock (policy.MAX_SKEW) comes into force without a change.
@@ -221,7 +222,7 @@ class Gate:
             raise WrongUsage("this model's engine cannot count tokens")
         await self._start(plan.seat)
         tokens = await engine.count(guarded.call if guarded else question.asked.call)
-        body = b'{"input_tokens":%d}' % tokens
+        body = counted(tokens)
         hashed = hashlib.sha256(begun.salt + body).hexdigest()
         end = End("complete", tokens, 0, None, guarded.counts if guarded else None)
         await self._ledger.append(plan.form.answer(begun, hashed, end))

@@ -58,18 +58,8 @@ class VerifierKey:
     @classmethod
     def parse(cls, text: str) -> "VerifierKey":
         """Read a vkey. Raises Malformed, also when its key id is not that of its key."""
-        name, _, rest = text.strip().partition("+")
-        key_id, _, encoded = rest.partition("+")
-        if not is_key_name(name) or not key_id or not encoded:
-            raise Malformed("not a verifier key: expected NAME+KEYID+BASE64 on one line", rule="note/vkey")
-        raw = decode_base64(encoded, "note/vkey")
-        if raw[:1] != ED25519 or len(raw) != 33:
-            raise Malformed("the verifier key is not Ed25519 (type 1, 32 bytes)", rule="note/vkey")
-        key = cls(name, raw[1:])
-        if key.key_id.hex() != key_id:
-            raise Malformed(
-                f"the verifier key says id {key_id}, its key gives {key.key_id.hex()}", rule="note/vkey"
-            )
+        key = cls(*vkey_parts(text, ED25519, "note/vkey"))
+        check_key_id(text, key.key_id, "note/vkey")
         return key
 
     def __str__(self) -> str:
@@ -149,6 +139,25 @@ class Note:
 def is_key_name(name: str) -> bool:
     """Whether `name` may stand in a signature line: not empty, no space, no plus, no control character."""
     return bool(name) and not any(char.isspace() or char == "+" or char < " " for char in name)
+
+
+def vkey_parts(text: str, algorithm: bytes, rule: str) -> tuple[str, bytes]:
+    """Name and public key (32 bytes) of a verifier key of one algorithm. Raises Malformed under `rule`."""
+    name, _, rest = text.strip().partition("+")
+    key_id, _, encoded = rest.partition("+")
+    if not is_key_name(name) or not key_id or not encoded:
+        raise Malformed("not a verifier key: expected NAME+KEYID+BASE64 on one line", rule=rule)
+    raw = decode_base64(encoded, rule)
+    if raw[:1] != algorithm or len(raw) != 33:
+        raise Malformed(f"the verifier key is not of type {algorithm[0]} with 32 bytes", rule=rule)
+    return name, raw[1:]
+
+
+def check_key_id(text: str, key_id: bytes, rule: str) -> None:
+    """Raises Malformed when a verifier key names another id than its key gives."""
+    told = text.strip().partition("+")[2].partition("+")[0]
+    if told != key_id.hex():
+        raise Malformed(f"the verifier key says id {told}, its key gives {key_id.hex()}", rule=rule)
 
 
 def decode_base64(text: str, rule: str) -> bytes:

@@ -25,7 +25,7 @@ from steelyard.errors import Malformed, Refused, Untrusted
 from steelyard.evidence import Signer
 from steelyard.ledger import Checkpoint
 from steelyard.merkle import EMPTY_ROOT, HASH_BYTES, MAX_PATH, MAX_SIZE, check_consistency
-from steelyard.note import NoteSignature, VerifierKey, decode_base64, is_key_name
+from steelyard.note import NoteSignature, VerifierKey, check_key_id, decode_base64, is_key_name, vkey_parts
 
 MAX_REQUEST_BYTES = 512 << 10
 COSIGNATURE = b"\x04"
@@ -51,18 +51,8 @@ class WitnessKey:
     @classmethod
     def parse(cls, text: str) -> "WitnessKey":
         """Read a witness's vkey. Raises Malformed, also when its key id is not that of its key."""
-        name, _, rest = text.strip().partition("+")
-        key_id, _, encoded = rest.partition("+")
-        if not is_key_name(name) or not key_id or not encoded:
-            raise Malformed("not a witness key: expected NAME+KEYID+BASE64 on one line", rule="witness/vkey")
-        raw = decode_base64(encoded, "witness/vkey")
-        if raw[:1] != COSIGNATURE or len(raw) != 33:
-            raise Malformed("the witness key is not of type 4 (cosignature, 32 bytes)", rule="witness/vkey")
-        key = cls(name, raw[1:])
-        if key.key_id.hex() != key_id:
-            raise Malformed(
-                f"the witness key says id {key_id}, its key gives {key.key_id.hex()}", rule="witness/vkey"
-            )
+        key = cls(*vkey_parts(text, COSIGNATURE, "witness/vkey"))
+        check_key_id(text, key.key_id, "witness/vkey")
         return key
 
     def __str__(self) -> str:
